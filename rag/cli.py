@@ -1,0 +1,302 @@
+"""The `rag` command: the only core room that prints.
+
+Knows wiring; the outermost handler that turns a `RagError` into one sentence is here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from rag import doctor, wiring
+from rag.errors import RagError
+from rag.progress import Progress
+from rag.settings import Settings, leaves, variable
+
+if TYPE_CHECKING:
+    from rag.chat import Done, Event
+    from rag.retrieval import Hit
+
+app = typer.Typer(
+    help="Chat with a Delta Lake table: offline, with answers that cite the exact row.\n\n"
+    "First steps: `rag demo` writes a demo table, `rag sync` indexes it, `rag ask` answers. "
+    "For your own table set RAG_TABLE__URI and RAG_TABLE__TEMPLATE (see `rag settings`).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False)
+_REFRESH_S = 2.0
+"""How often progress is told where there is no terminal to draw on."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def main() -> None:
+    """Run the command; a mistake of the user is one sentence and exit code 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except RagError as e:
+        logging.getLogger(__name__).debug("failed", exc_info=True)
+        _err.print(f"[red]Error:[/] {escape(str(e))}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _err.print("Stopped.")
+        sys.exit(130)
+
+
+@app.command()
+def demo(
+    only_default: Annotated[
+        bool, typer.Option("--only-default", help="Do nothing when another table is set.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the demo library, a fantasy shop, as a Delta table at `table.uri`."""
+    settings = Settings()
+    if only_default and not settings.is_demo:
+        _err.print(f"The table is {settings.table.uri!r}: no demo needed.")
+        return
+    report = wiring.write_demo(settings)
+    if as_json:
+        _print_json(dataclasses.asdict(report))
+        return
+    done = "Wrote" if report.was_written else "Already there:"
+    _out.print(f"{done} {report.uri}, {report.n_rows} rows, version {report.version}.")
+
+
+@app.command()
+def sync(
+    version: Annotated[
+        int | None, typer.Option(help="Delta version to mirror instead of the latest.")
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build everything anew.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the index mirror the table; only changed text is embedded."""
+    settings = Settings() if version is None else Settings(table={"version": version})
+    with _progress() as progress:
+        report = wiring.sync(settings, rebuild=rebuild, progress=progress)
+    if as_json:
+        _print_json(dataclasses.asdict(report))
+        return
+    skipped = f", {report.n_blank} blank skipped" if report.n_blank else ""
+    _out.print(
+        f"The index mirrors version {report.table_version}: "
+        f"+{report.n_added} ~{report.n_updated} −{report.n_deleted} rows, "
+        f"{report.n_unchanged} unchanged{skipped}; {report.n_embedded} texts embedded "
+        f"in {report.seconds:.1f} s."
+    )
+
+
+@app.command()
+def ask(question: Annotated[str, typer.Argument()], as_json: Json = False) -> None:
+    """Ask one question; the answer streams, then its sources are listed."""
+    settings = Settings()
+    with _progress() as progress:
+        progress("loading the models", 0, 0)
+        engine = wiring.chat_engine(settings)
+    if as_json:
+        _print_json(_as_json(_drain(engine.events(question))))
+    else:
+        _show(engine.events(question))
+
+
+@app.command()
+def chat() -> None:
+    """Talk about the table in the terminal; it remembers the conversation."""
+    settings = Settings()
+    with _progress() as progress:
+        progress("loading the models", 0, 0)
+        engine = wiring.chat_engine(settings)
+    _out.print("Ask about the table. An empty line or Ctrl-D ends; Ctrl-C stops an answer.")
+    while True:
+        try:
+            question = _out.input("\n[bold]> [/]").strip()
+        except EOFError:
+            break
+        if not question:
+            break
+        try:
+            _show(engine.events(question))
+        except KeyboardInterrupt:
+            _out.print(" (stopped)")
+        except RagError as e:
+            _err.print(f"[red]Error:[/] {escape(str(e))}")
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Show the table, the index, the models and the disk they take."""
+    found = wiring.status(Settings())
+    if as_json:
+        _print_json(dataclasses.asdict(found))
+        return
+    latest = f"version {found.table_version}" if found.table_problem is None else "not readable"
+    mirrored = "not built: run `rag sync`"
+    if found.index_version is not None:
+        mirrored = f"version {found.index_version}, {found.n_rows} rows, {found.n_nodes} nodes"
+        mirrored += f", {found.n_blank} blank rows skipped" if found.n_blank else ""
+    _print_table(
+        ("table", f"{found.table_uri}, {latest}"),
+        ("index", f"{found.index_uri}, {mirrored}"),
+        ("embedding model", found.embedding_model),
+        ("language model", found.llm),
+        ("disk", f"index {_size(found.index_bytes)}, models {_size(found.models_bytes)}"),
+    )
+    if found.table_problem is not None:
+        _err.print(escape(found.table_problem))
+
+
+@app.command(name="doctor")
+def doctor_(as_json: Json = False) -> None:
+    """Check Python, packages, weights, memory, disk and GPU; say what to do."""
+    checks = doctor.run(Settings())
+    if as_json:
+        _print_json([dataclasses.asdict(c) for c in checks])
+    else:
+        marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}
+        for check in checks:
+            _out.print(f"{marks[check.verdict]:<4} {check.name}: {escape(check.found)}")
+            if check.remedy:
+                _out.print(f"     → {escape(check.remedy)}")
+    if any(c.verdict == "bad" for c in checks):
+        sys.exit(1)
+
+
+@app.command(name="settings")
+def settings_() -> None:
+    """List every setting: its variable, its value now and what it does."""
+    current = Settings()
+    table = Table("variable", "now", "what it does", box=None, pad_edge=False)
+    for group, name, _, description in leaves():
+        value = getattr(getattr(current, group), name)
+        table.add_row(variable(group, name), escape(_brief(value)), escape(description))
+    _out.print(table)
+
+
+def _show(events: Generator[Event, None, None]) -> None:
+    """Print an answer as it comes, then its sources."""
+    from rag.chat import plain  # LlamaIndex costs two seconds; `rag --help` does not wait for it
+
+    done = None
+    with contextlib.closing(events):
+        for event in events:
+            _out.print(escape(plain(event)), end="")
+            done = event
+    _out.print()
+    sources = getattr(done, "sources", [])
+    version = getattr(done, "table_version", None)
+    for n, hit in enumerate(sources, 1):
+        key = hit.node.metadata["row_key"]
+        place = f"{hit.node.metadata['table_uri']} · version {version} · row {key}"
+        _out.print(f"\n[bold]\\[{n}][/] {escape(hit.title)}  [dim]{hit.relevance:.2f}[/]")
+        _out.print(f"    [dim]{escape(place)}[/]")
+
+
+def _drain(events: Generator[Event, None, None]) -> Done:
+    from rag.chat import Done
+
+    with contextlib.closing(events):
+        for event in events:
+            if isinstance(event, Done):
+                return event
+    raise AssertionError("a turn ends with Done")
+
+
+def _as_json(done: Done) -> dict[str, Any]:
+    from rag.chat import metadata
+
+    def source(n: int, hit: Hit) -> dict[str, Any]:
+        return {
+            "n": n,
+            "title": hit.title,
+            "relevance": round(hit.relevance, 4),
+            "text": hit.node.get_content(),
+            **hit.node.metadata,
+        }
+
+    sources = [source(n, hit) for n, hit in enumerate(done.sources, 1)]
+    return {"answer": done.answer, **metadata(done), "sources": sources}
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """Draw progress on stderr: a bar with rate and time left on a terminal, else lines."""
+    if not _err.is_terminal:
+        yield _lines()
+        return
+    bar = Bar(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=_err,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("starting", total=None, rate="")
+
+        def tell(what: str, n_done: int, n_total: int) -> None:
+            speed = bar.tasks[0].speed
+            rate = f"{speed:,.0f}/s" if speed else ""
+            bar.update(task, description=what, completed=n_done, total=n_total or None, rate=rate)
+
+        yield tell
+
+
+def _lines() -> Progress:
+    last: list[Any] = [None, 0.0]
+
+    def tell(what: str, n_done: int, n_total: int) -> None:
+        now = time.monotonic()
+        if what != last[0] or now - last[1] > _REFRESH_S:
+            last[:] = [what, now]
+            _err.print(f"{what} {n_done}/{n_total}" if n_total else what)
+
+    return tell
+
+
+def _print_table(*rows: tuple[str, str]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in rows:
+        table.add_row(f"[bold]{name}[/]", escape(value))
+    _out.print(table)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))  # noqa: T201
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(value) or "–"  # storage options hold secrets: their names only
+    return "–" if value is None else str(value)
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.0f} MB"

@@ -1,0 +1,241 @@
+"""LlamaIndex's query engine and chat engine, on the turns of `rag.chat`.
+
+Knows LlamaIndex's response classes and the event stream; decides nothing about an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import AsyncGenerator, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index.core.base.query_engine import BaseQueryEngine
+from llama_index.core.base.response.schema import (
+    RESPONSE_TYPE,
+    AsyncStreamingResponse,
+    Response,
+    StreamingResponse,
+)
+from llama_index.core.chat_engine.types import (
+    AgentChatResponse,
+    BaseChatEngine,
+    StreamingAgentChatResponse,
+)
+from llama_index.core.schema import NodeWithScore, QueryBundle
+
+from rag.chat import Answering, Done, Event, Token, Turns, metadata, plain
+from rag.streaming import in_thread, run_ahead
+
+
+class TableQueryEngine(BaseQueryEngine):
+    """Answers single questions about the table; remembers nothing.
+
+    Args:
+        turns: What answers.
+        streaming: Whether `query` returns a response that streams.
+    """
+
+    def __init__(self, turns: Turns, *, streaming: bool = False) -> None:
+        super().__init__(callback_manager=None)
+        self._turns, self._streaming = turns, streaming
+
+    def _get_prompt_modules(self) -> dict[str, Any]:
+        return {}
+
+    def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        events = run_ahead(lambda stop: self._turns.run(query_bundle.query_str, [], stop))
+        sources = _until_answering(events)
+        facts: dict[str, Any] = {}
+        texts = _texts(events, facts)
+        if self._streaming:
+            return StreamingResponse(texts, list(sources), facts)
+        return Response("".join(texts), list(sources), facts)
+
+    async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        events = in_thread(lambda stop: self._turns.run(query_bundle.query_str, [], stop))
+        sources = await _auntil_answering(events)
+        facts: dict[str, Any] = {}
+        texts = _atexts(events, facts)
+        if self._streaming:
+            return AsyncStreamingResponse(texts, list(sources), facts)
+        return Response("".join([t async for t in texts]), list(sources), facts)
+
+
+@dataclass
+class TableChatStream(StreamingAgentChatResponse):
+    """An answer that is still being written; `metadata` is complete when it has ended."""
+
+    metadata: dict[str, Any] = field(default_factory=dict)
+    texts: Generator[str, None, None] | None = None
+    atexts: AsyncGenerator[str, None] | None = None
+
+    @property
+    def response_gen(self) -> Generator[str, None, None]:
+        """Yield the answer as it comes; closing it stops the model."""
+        assert self.texts is not None, "an async stream: use async_response_gen()"
+        with contextlib.closing(self.texts):
+            for text in self.texts:
+                self._add(text)
+                yield text
+        self.is_done = True
+
+    async def async_response_gen(self) -> AsyncGenerator[str, None]:
+        """Yield the answer as it comes; closing it stops the model."""
+        assert self.atexts is not None, "a sync stream: use response_gen"
+        async with contextlib.aclosing(self.atexts):
+            async for text in self.atexts:
+                self._add(text)
+                yield text
+        self.is_done = True
+
+    def __str__(self) -> str:
+        """Return the whole answer; a sync stream is read to its end first."""
+        if self.texts is not None and not self.is_done:
+            for _ in self.response_gen:
+                pass
+        return self.response
+
+    def _add(self, text: str) -> None:
+        self.unformatted_response += text
+        self.response = self.unformatted_response.strip()
+
+
+class TableChatEngine(BaseChatEngine):
+    """A conversation about the table, with memory.
+
+    One for each conversation; they are cheap and share the models. One turn at a time.
+
+    Args:
+        turns: What answers.
+        history_turns: Earlier turns that are remembered.
+    """
+
+    def __init__(self, turns: Turns, *, history_turns: int) -> None:
+        self._turns, self._history_turns = turns, history_turns
+        self._history: list[ChatMessage] = []
+
+    @property
+    def chat_history(self) -> list[ChatMessage]:
+        """The conversation so far, without passages or citation marks."""
+        return list(self._history)
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self._history = []
+
+    def events(self, question: str) -> Generator[Event, None, None]:
+        """Yield the events of a turn as they happen; closing it stops the model."""
+        return run_ahead(lambda stop: self._run(question, stop))
+
+    def aevents(self, question: str) -> AsyncGenerator[Event, None]:
+        """Do as `events`, for an event loop."""
+        return in_thread(lambda stop: self._run(question, stop))
+
+    def chat(
+        self, message: str, chat_history: list[ChatMessage] | None = None
+    ) -> AgentChatResponse:
+        """Answer; `chat_history` replaces what is remembered."""
+        stream = self.stream_chat(message, chat_history)
+        return AgentChatResponse(
+            response=str(stream), source_nodes=stream.source_nodes, metadata=stream.metadata
+        )
+
+    def stream_chat(
+        self, message: str, chat_history: list[ChatMessage] | None = None
+    ) -> TableChatStream:
+        """Answer as a stream; `chat_history` replaces what is remembered."""
+        self._recall(chat_history)
+        events = self.events(message)
+        sources = _until_answering(events)
+        facts: dict[str, Any] = {}
+        return TableChatStream(
+            source_nodes=list(sources), metadata=facts, texts=_texts(events, facts)
+        )
+
+    async def achat(
+        self, message: str, chat_history: list[ChatMessage] | None = None
+    ) -> AgentChatResponse:
+        """Do as `chat`, without holding the event loop."""
+        stream = await self.astream_chat(message, chat_history)
+        async for _ in stream.async_response_gen():
+            pass
+        return AgentChatResponse(
+            response=str(stream), source_nodes=stream.source_nodes, metadata=stream.metadata
+        )
+
+    async def astream_chat(
+        self, message: str, chat_history: list[ChatMessage] | None = None
+    ) -> TableChatStream:
+        """Do as `stream_chat`, without holding the event loop."""
+        self._recall(chat_history)
+        events = self.aevents(message)
+        sources = await _auntil_answering(events)
+        facts: dict[str, Any] = {}
+        return TableChatStream(
+            source_nodes=list(sources), metadata=facts, atexts=_atexts(events, facts)
+        )
+
+    def _recall(self, chat_history: list[ChatMessage] | None) -> None:
+        if chat_history is not None:
+            self._history = list(chat_history)
+
+    def _run(self, question: str, stop: threading.Event) -> Generator[Event, None, None]:
+        answer = ""
+        answering = False
+        try:
+            with contextlib.closing(self._turns.run(question, self.chat_history, stop)) as turn:
+                for event in turn:
+                    answering = answering or isinstance(event, Answering)
+                    answer += event.text if isinstance(event, Token) else ""
+                    yield event
+        finally:
+            # a stopped answer is remembered as far as it got; a failed search is not
+            if answering:
+                self._remember(question, answer)
+
+    def _remember(self, question: str, answer: str) -> None:
+        self._history += [
+            ChatMessage(role=MessageRole.USER, content=question),
+            ChatMessage(role=MessageRole.ASSISTANT, content=answer.strip()),
+        ]
+        n_kept = 2 * self._history_turns
+        self._history = self._history[-n_kept:] if n_kept else []
+
+
+def _until_answering(events: Generator[Event, None, None]) -> Sequence[NodeWithScore]:
+    for event in events:
+        if isinstance(event, Answering):
+            return event.sources
+    return []
+
+
+async def _auntil_answering(events: AsyncGenerator[Event, None]) -> Sequence[NodeWithScore]:
+    async for event in events:
+        if isinstance(event, Answering):
+            return event.sources
+    return []
+
+
+def _texts(
+    events: Generator[Event, None, None], facts: dict[str, Any]
+) -> Generator[str, None, None]:
+    with contextlib.closing(events):
+        for event in events:
+            if isinstance(event, Done):
+                facts.update(metadata(event))
+            elif text := plain(event):
+                yield text
+
+
+async def _atexts(
+    events: AsyncGenerator[Event, None], facts: dict[str, Any]
+) -> AsyncGenerator[str, None]:
+    async with contextlib.aclosing(events):
+        async for event in events:
+            if isinstance(event, Done):
+                facts.update(metadata(event))
+            elif text := plain(event):
+                yield text

@@ -1,0 +1,177 @@
+"""Every error a user can meet, and the sentence it says.
+
+RagError
+├── SettingsError            a setting is unknown or has a wrong value
+├── TableError               the Delta table cannot be read as asked
+│   ├── TableNotFound        nothing there, or it is not a Delta table
+│   ├── VersionNotFound      the table has no such version
+│   ├── ColumnNotFound       the template, the key or a filter names a column that is not there
+│   ├── RowKeyError          the key columns hold nulls or duplicates
+│   └── TableEmpty           no row has any text
+├── IndexingError              the LanceDB index cannot be read or written as asked
+│   ├── IndexNotBuilt        no sync has completed yet
+│   ├── IndexMismatch        built from another table, model, template or version
+│   └── IndexWriteError      disk full, no permission
+├── FilterError              a metadata filter cannot be applied to this table
+├── WeightsError             model files
+│   ├── WeightsNotFound      no such model, file or package
+│   └── ChecksumMismatch     a model file is corrupt
+├── ModelError               the language model refused or failed
+└── QuestionError            the question is empty or too long
+
+A class takes facts and composes its text: what was expected, what was found, what to do.
+This room knows no library: each border (`table`, `store`, `weights`, `llm`) translates the
+foreign errors of its own library, chained with `from`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name most like `name`, or None when nothing is close."""
+    lowered = {k.lower(): k for k in known}
+    found = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
+    return lowered[found[0]] if found else None
+
+
+class RagError(Exception):
+    """Any error of ours; its text is one sentence a user can act on."""
+
+
+class SettingsError(RagError):
+    """A setting is unknown or has a value that does not fit."""
+
+    @classmethod
+    def unknown(cls, name: str, known: Iterable[str], *, where: str) -> SettingsError:
+        """Compose the error for a name that no setting has."""
+        close = nearest(name, known)
+        hint = f"Did you mean {close!r}?" if close else "See `rag settings` for the names."
+        return cls(f"{where} sets {name!r}, which is no setting. {hint}")
+
+
+class TableError(RagError):
+    """The Delta table cannot be read as asked."""
+
+
+class TableNotFound(TableError):
+    """There is no Delta table at the URI."""
+
+    def __init__(self, uri: str, found: str) -> None:
+        super().__init__(
+            f"There is no Delta table at {uri!r}: {found}. "
+            "Set RAG_TABLE__URI to the folder that holds `_delta_log`, "
+            "or run `rag demo` to write the demo library."
+        )
+
+
+class VersionNotFound(TableError):
+    """The table has no such version, or no longer."""
+
+    def __init__(self, uri: str, version: int, latest: int | None) -> None:
+        known = "" if latest is None else f"; its latest is {latest}"
+        super().__init__(
+            f"Delta table {uri!r} has no readable version {version}{known}. "
+            "Unset RAG_TABLE__VERSION to use the latest."
+        )
+
+
+class ColumnNotFound(TableError):
+    """A template, a key or a filter names a column that the table lacks."""
+
+    def __init__(self, uri: str, column: str, columns: Sequence[str], *, setting: str) -> None:
+        listed = ", ".join(repr(c) for c in columns)
+        close = nearest(column, columns)
+        hint = f" Did you mean {close!r}?" if close else ""
+        super().__init__(
+            f"Delta table {uri!r} has no column {column!r}; it has {listed}.{hint} "
+            f"Set {setting} to use the columns that are there."
+        )
+
+
+class RowKeyError(TableError):
+    """The key columns do not identify each row."""
+
+    def __init__(
+        self, uri: str, key: Sequence[str], *, problem: str, n_rows: int, examples: Sequence[str]
+    ) -> None:
+        shown = ", ".join(repr(e) for e in examples)
+        super().__init__(
+            f"Key {list(key)!r} of Delta table {uri!r} {problem} in {n_rows:,} rows"
+            f"{f' (for example {shown})' if shown else ''}; nothing was changed. "
+            "Set RAG_TABLE__KEY to columns that identify each row, "
+            "or to '[]' to identify rows by their content."
+        )
+
+
+class TableEmpty(TableError):
+    """No row of the table has any text to index."""
+
+    def __init__(self, uri: str, version: int, n_skipped: int) -> None:
+        rows = f"all its {n_skipped:,} rows are blank" if n_skipped else "it has no rows"
+        super().__init__(
+            f"Delta table {uri!r} at version {version} has nothing to index: {rows} "
+            "in the columns that RAG_TABLE__TEMPLATE names."
+        )
+
+
+class IndexingError(RagError):
+    """The LanceDB index cannot be read or written as asked."""
+
+
+class IndexNotBuilt(IndexingError):
+    """No sync has completed at this index URI yet."""
+
+    def __init__(self, index_uri: str) -> None:
+        super().__init__(f"There is no index at {index_uri!r} yet. Run `rag sync` to build it.")
+
+
+class IndexMismatch(IndexingError):
+    """The index was built from something else than the settings name."""
+
+    def __init__(self, what: str, *, built: object, wanted: object, mend: str) -> None:
+        super().__init__(
+            f"The index was built with {what} {built!r}, but the settings say {wanted!r}. {mend}"
+        )
+
+
+class IndexWriteError(IndexingError):
+    """The index could not be written; the previous one still serves."""
+
+    def __init__(self, index_uri: str, cause: str) -> None:
+        super().__init__(
+            f"The index at {index_uri!r} could not be written: {cause}. "
+            "The previous index still serves; make room or fix the permission, "
+            "then run `rag sync` again."
+        )
+
+
+class FilterError(RagError):
+    """A metadata filter cannot be applied to this table."""
+
+
+class WeightsError(RagError):
+    """Model files cannot be used."""
+
+
+class WeightsNotFound(WeightsError):
+    """There is no such model, file or package."""
+
+
+class ChecksumMismatch(WeightsError):
+    """A model file is not the one it should be."""
+
+    def __init__(self, path: str, *, expected: str, found: str, mend: str) -> None:
+        super().__init__(
+            f"Model file {path!r} is corrupt: its SHA-256 is {found}, expected {expected}. {mend}"
+        )
+
+
+class ModelError(RagError):
+    """The language model refused or failed."""
+
+
+class QuestionError(RagError):
+    """The question is empty or too long."""

@@ -1,0 +1,238 @@
+"""LlamaIndex metadata filters as a LanceDB predicate, typed by the table's schema.
+
+Knows LlamaIndex's filter classes and Lance's SQL; opens nothing. A column name is checked against
+the schema and quoted; a value is converted to the column's type and written as a literal of that
+type, so that no value can become SQL. A comparison with a null is false, its negation true.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import pyarrow as pa
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+)
+
+from rag.errors import FilterError, nearest
+
+_COMPARISONS = {
+    FilterOperator.EQ: "=",
+    FilterOperator.GT: ">",
+    FilterOperator.LT: "<",
+    FilterOperator.GTE: ">=",
+    FilterOperator.LTE: "<=",
+}
+_NEGATED = {
+    FilterOperator.NE: FilterOperator.EQ,
+    FilterOperator.NIN: FilterOperator.IN,
+}
+_TEXT = (
+    FilterOperator.TEXT_MATCH,
+    FilterOperator.TEXT_MATCH_INSENSITIVE,
+    FilterOperator.CONTAINS,
+)
+
+
+def where(filters: MetadataFilters, columns: pa.Schema, *, prefix: str) -> str:
+    """Return the predicate that `filters` mean.
+
+    Args:
+        filters: Comparisons, nested as deep as wanted.
+        columns: The table's columns and their types.
+        prefix: The struct column of the index that holds them.
+
+    Raises:
+        FilterError: no such column, or a value or operator that its type does not take.
+    """
+    parts = [
+        where(f, columns, prefix=prefix)
+        if isinstance(f, MetadataFilters)
+        else _one(f, columns, prefix)
+        for f in filters.filters
+    ]
+    if not parts:
+        return "true"
+    if filters.condition == FilterCondition.NOT:
+        return f"NOT ({' AND '.join(parts)})"
+    return f"({(' OR ' if filters.condition == FilterCondition.OR else ' AND ').join(parts)})"
+
+
+def _one(f: MetadataFilter, columns: pa.Schema, prefix: str) -> str:
+    if f.operator in _NEGATED:
+        positive = MetadataFilter(key=f.key, value=f.value, operator=_NEGATED[f.operator])
+        return f"NOT {_one(positive, columns, prefix)}"
+    name = f.key
+    if name not in columns.names and name.startswith("column."):
+        name = name.removeprefix("column.")
+    if name not in columns.names:
+        close = nearest(name, columns.names)
+        hint = f" Did you mean {close!r}?" if close else ""
+        listed = ", ".join(repr(c) for c in columns.names)
+        raise FilterError(f"A filter names column {f.key!r}; the table has {listed}.{hint}")
+    path = f"{prefix}.`{name.replace('`', '``')}`"
+    kind = columns.field(name).type
+    return (
+        f"({_predicate(f, path, kind)} AND {path} IS NOT NULL)"
+        if (f.operator != FilterOperator.IS_EMPTY)
+        else _empty(path, kind)
+    )
+
+
+def _empty(path: str, kind: pa.DataType) -> str:
+    if _is_text(kind):
+        return f"({path} IS NULL OR {path} = '')"
+    if _is_list(kind):
+        return f"({path} IS NULL OR array_length({path}) IS NULL OR array_length({path}) = 0)"
+    return f"({path} IS NULL)"
+
+
+def _predicate(f: MetadataFilter, path: str, kind: pa.DataType) -> str:
+    operator, value = f.operator, f.value
+    if _is_list(kind):
+        return _list_predicate(f, path, kind.value_type)
+    literal = _literal_of(kind, f)
+    if operator in _COMPARISONS:
+        return f"{path} {_COMPARISONS[operator]} {literal(value)}"
+    if operator == FilterOperator.IN:
+        values = [literal(v) for v in _several(f)]
+        return f"{path} IN ({', '.join(values)})" if values else "false"
+    if operator in _TEXT and _is_text(kind):
+        needle = literal(value)
+        if operator == FilterOperator.TEXT_MATCH_INSENSITIVE:
+            return f"contains(lower({path}), lower({needle}))"
+        return f"contains({path}, {needle})"
+    raise _misfit(f, kind)
+
+
+def _list_predicate(f: MetadataFilter, path: str, element: pa.DataType) -> str:
+    literal = _literal_of(element, f)
+    if f.operator == FilterOperator.CONTAINS:
+        return f"array_has({path}, {literal(f.value)})"
+    if f.operator in (FilterOperator.ANY, FilterOperator.IN):
+        tests = [f"array_has({path}, {literal(v)})" for v in _several(f)]
+        return f"({' OR '.join(tests)})" if tests else "false"
+    if f.operator == FilterOperator.ALL:
+        tests = [f"array_has({path}, {literal(v)})" for v in _several(f)]
+        return f"({' AND '.join(tests)})" if tests else "true"
+    raise _misfit(f, pa.list_(element))
+
+
+def _several(f: MetadataFilter) -> Sequence[Any]:
+    if not isinstance(f.value, (list, tuple, set)):
+        raise FilterError(
+            f"Filter {f.operator.value!r} on column {f.key!r} takes a list, found {f.value!r}."
+        )
+    return list(f.value)
+
+
+def _literal_of(kind: pa.DataType, f: MetadataFilter) -> Callable[[Any], str]:
+    writer = _writer(kind)
+    if writer is None:
+        raise _misfit(f, kind)
+
+    def literal(value: Any) -> str:
+        try:
+            return writer(value)
+        except (TypeError, ValueError, InvalidOperation) as e:
+            raise FilterError(
+                f"Filter on column {f.key!r} compares with {value!r}, "
+                f"but the column holds {kind} values."
+            ) from e
+
+    return literal
+
+
+def _writer(kind: pa.DataType) -> Callable[[Any], str] | None:
+    if _is_text(kind):
+        return _text
+    if pa.types.is_boolean(kind):
+        return _boolean
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return _number
+    if pa.types.is_decimal(kind):
+        return _decimal
+    if pa.types.is_date(kind):
+        return _date
+    if pa.types.is_timestamp(kind):
+        return lambda value: _timestamp(value, kind)
+    return None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _boolean(value: Any) -> str:
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower()
+    if not isinstance(value, bool):
+        raise TypeError
+    return "true" if value else "false"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        raise TypeError
+    if isinstance(value, str):
+        value = float(value) if any(c in value for c in ".eE") else int(value)
+    if isinstance(value, Decimal):
+        value = float(value)
+    if not isinstance(value, (int, float)) or value != value or value in (_INF, -_INF):
+        raise ValueError
+    return f"({value!r})"
+
+
+_INF = float("inf")
+
+
+def _decimal(value: Any) -> str:
+    if isinstance(value, bool):
+        raise TypeError
+    number = Decimal(str(value))
+    if not number.is_finite():
+        raise ValueError
+    scale = max(0, -int(number.as_tuple().exponent))
+    if scale > 37:
+        raise ValueError
+    return f"CAST('{number:f}' AS DECIMAL(38, {scale}))"
+
+
+def _date(value: Any) -> str:
+    day = value if isinstance(value, dt.date) else dt.date.fromisoformat(value)
+    if isinstance(day, dt.datetime):
+        day = day.date()
+    return f"date '{day.isoformat()}'"
+
+
+def _timestamp(value: Any, kind: pa.DataType) -> str:
+    if isinstance(value, str):
+        value = dt.datetime.fromisoformat(value)
+    elif not isinstance(value, dt.datetime):
+        value = dt.datetime.combine(value, dt.time())
+    if value.tzinfo is not None:
+        value = value.astimezone(dt.UTC).replace(tzinfo=None)
+    text = value.isoformat(sep=" ")
+    return f"timestamp '{text}+00:00'" if kind.tz else f"timestamp '{text}'"
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _misfit(f: MetadataFilter, kind: pa.DataType) -> FilterError:
+    return FilterError(
+        f"Filter {f.operator.value!r} does not work on column {f.key!r}, which holds {kind} values."
+    )

@@ -1,0 +1,28 @@
+"""How long work reports where it is and what it did; it does not know who draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Progress = Callable[[str, int, int], None]
+"""Called as `progress(what, n_done, n_total)`; `n_total` is 0 while it is unknown."""
+
+
+def silent(what: str, n_done: int, n_total: int) -> None:
+    """Report to nobody."""
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What a sync did; everything counts rows, but `n_embedded` counts nodes."""
+
+    table_version: int
+    n_added: int
+    n_updated: int
+    n_deleted: int
+    n_unchanged: int
+    n_embedded: int
+    seconds: float
+    n_blank: int = 0
+    """Rows left out because they have no text."""

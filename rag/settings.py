@@ -1,0 +1,231 @@
+"""What can be set, where from, and what a mistake is told; it knows no other room.
+
+Order: arguments > `RAG_*` environment (`RAG_TABLE__URI`) > `rag.toml` in the working directory
+> defaults (the demo library). A name that no setting has is refused, never ignored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from rag.errors import SettingsError
+
+DEMO_URI = "data/fantasy-library"
+_PREFIX = "RAG_"
+_TOML = "rag.toml"
+
+
+def _listed(value: object) -> object:
+    # a plain name is easier to put into an environment variable than a JSON list
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TableSettings(_Group):
+    """The Delta table to chat with."""
+
+    uri: str = Field(DEMO_URI, min_length=1)
+    """Folder or URL of the Delta table."""
+    key: Names | None = None
+    """Columns that identify a row, as `a,b` or a JSON list. Unset: `row_id` where the table has
+    it, else the row's content; `[]`: always the content."""
+    template: str = Field("For {Scenario} you should use {Advice}", min_length=1)
+    """The text of a row: `{column}` stands for that column's value, `{{` for a brace."""
+    version: int | None = Field(None, ge=0)
+    """Delta version to mirror and to ask. Unset: the latest."""
+    storage_options: dict[str, SecretStr] = Field(default_factory=dict)
+    """Options for object storage (keys and endpoints), as a JSON object."""
+
+
+class EmbeddingSettings(_Group):
+    """The E5 model that embeds passages and questions."""
+
+    model: str = Field("multilingual-e5-small", min_length=1)
+    """`multilingual-e5-small` (offline), a local folder, or the hub name of another E5 model."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; `auto` takes CUDA where there is one."""
+    chunk_tokens: int = Field(400, ge=32, le=480)
+    """A row longer than the model's window is split into nodes of at most this many tokens."""
+    chunk_overlap: int = Field(50, ge=0, le=200)
+    """Tokens that two neighbouring nodes of one row share."""
+
+
+class IndexSettings(_Group):
+    """The LanceDB index."""
+
+    uri: str | None = None
+    """Folder of the index. Unset: `data/index/<table>`, one for each table."""
+
+
+class RetrievalSettings(_Group):
+    """How rows are found."""
+
+    top_k: int = Field(5, ge=1, le=100)
+    """Rows a retriever returns."""
+    min_relevance: float = Field(0.5, ge=0, le=1)
+    """Below this relevance (0 to 1) the best row counts as no answer: the chat says so."""
+
+
+class LlmSettings(_Group):
+    """The GGUF language model."""
+
+    model: str = Field("gemma-3-270m", min_length=1)
+    """`gemma-3-270m` (offline), another name of the catalogue, or a local `.gguf` file."""
+    n_ctx: int | None = Field(None, ge=512)
+    """Context window in tokens. Unset: the catalogue's."""
+    n_gpu_layers: int = Field(-1, ge=-1)
+    """Layers on the GPU; -1 is all of them. A CPU build ignores it."""
+    n_threads: int | None = Field(None, ge=1)
+    """CPU threads. Unset: one for each physical core."""
+    n_passages: int | None = Field(None, ge=1, le=20)
+    """Passages put into the prompt. Unset: as many as the catalogue says the model handles."""
+    max_tokens: int = Field(160, ge=1)
+    """Longest answer, in tokens."""
+    temperature: float = Field(0.0, ge=0, le=1)
+    """0 always takes the likeliest token."""
+    seed: int = 0
+    """Seed of the sampling when the temperature is above 0."""
+
+
+class ChatSettings(_Group):
+    """The conversation."""
+
+    persona: str = (
+        "You are a friendly shopkeeper. You answer questions only from the passages given to you."
+    )
+    """Who answers; given to models that follow instructions."""
+    max_question_chars: int = Field(2000, ge=1)
+    """A longer question is refused."""
+    history_turns: int = Field(6, ge=0)
+    """Earlier turns a model with a chat template sees."""
+
+
+class WebSettings(_Group):
+    """The web chat."""
+
+    title: str | None = None
+    """Name of the chat. Unset: `Fantasy Shop` for the demo, else the table's name."""
+    starters: tuple[str, ...] | None = None
+    """Questions offered at the start, as a JSON list. Unset: four for the demo, else none."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; frozen, and checked when it is made.
+
+    Raises:
+        SettingsError: a name that no setting has, or a value that does not fit.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=_PREFIX,
+        env_nested_delimiter="__",
+        toml_file=_TOML,
+        use_attribute_docstrings=True,
+    )
+
+    table: TableSettings = Field(default_factory=TableSettings)
+    embedding: EmbeddingSettings = Field(default_factory=EmbeddingSettings)
+    index: IndexSettings = Field(default_factory=IndexSettings)
+    retrieval: RetrievalSettings = Field(default_factory=RetrievalSettings)
+    llm: LlmSettings = Field(default_factory=LlmSettings)
+    chat: ChatSettings = Field(default_factory=ChatSettings)
+    web: WebSettings = Field(default_factory=WebSettings)
+
+    def __init__(self, **values: Any) -> None:
+        _refuse_unknown_variables()
+        try:
+            super().__init__(**values)
+        except ValidationError as e:
+            raise _first_mistake(e.errors(include_url=False)[0]) from e
+        except ValueError as e:  # a variable that should hold JSON, a rag.toml that is no TOML
+            raise SettingsError(f"The settings cannot be read: {e}.") from e
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leave out `.env` and secret files: one file, `rag.toml`, is enough."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the table is the bundled demo library at its default place."""
+        return self.table.uri == DEMO_URI
+
+
+Leaf = Annotated[tuple[str, str, Any, str], "group, name, default, description"]
+
+
+def leaves() -> Iterator[Leaf]:
+    """Yield each setting: its group, name, default and one-sentence description."""
+    for group, field in Settings.model_fields.items():
+        model = field.annotation
+        assert isinstance(model, type)
+        assert issubclass(model, BaseModel)
+        for name, leaf in model.model_fields.items():
+            yield (
+                group,
+                name,
+                leaf.get_default(call_default_factory=True),
+                " ".join((leaf.description or "").split()),
+            )
+
+
+def variable(group: str, name: str) -> str:
+    """Return the environment variable of a setting."""
+    return f"{_PREFIX}{group}__{name}".upper()
+
+
+def _refuse_unknown_variables() -> None:
+    # pydantic-settings ignores a mistyped variable in silence, which costs users an hour each
+    known = {variable(group, name) for group, name, _, _ in leaves()}
+    known |= {f"{_PREFIX}{group}".upper() for group in Settings.model_fields}
+    nested = variable("table", "storage_options") + "__"
+    for name in os.environ:
+        upper = name.upper()
+        if upper.startswith(_PREFIX) and upper not in known and not upper.startswith(nested):
+            raise SettingsError.unknown(name, known, where="The environment")
+
+
+def _first_mistake(error: ErrorDetails) -> SettingsError:
+    path = [str(part) for part in error["loc"]]
+    name = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        known = {f"{group}.{leaf}" for group, leaf, _, _ in leaves()} | set(Settings.model_fields)
+        return SettingsError.unknown(name, known, where=f"An argument or {Path(_TOML)}")
+    shown = "a secret value" if "storage_options" in path else repr(error["input"])
+    return SettingsError(f"Setting {name!r} is {shown}: {error['msg'].lower()}.")

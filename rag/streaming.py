@@ -1,0 +1,101 @@
+"""A blocking generator in a thread of its own, read from another thread or an event loop.
+
+Knows threads and asyncio; does not know what is generated. `stop` is the generator's order to
+end: it is set when the reader closes the stream, is cancelled or has read everything, so nothing
+goes on working for nobody. A reader that never comes back holds nothing up: the generator
+runs on to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+Make = Callable[[threading.Event], Iterator[T]]
+"""Builds the blocking iterator; it should end soon after its event is set."""
+
+
+@dataclass(frozen=True)
+class _End:
+    error: BaseException | None
+
+
+@dataclass(frozen=True)
+class _Item(Generic[T]):
+    value: T
+
+
+def run_ahead(make: Make[T]) -> Generator[T, None, None]:
+    """Yield what `make(stop)` yields, running it ahead in a thread.
+
+    Its exception is raised here. Close the generator to stop the thread at its next item.
+    """
+    items: queue.SimpleQueue[_Item[T] | _End] = queue.SimpleQueue()
+    stop = _start(make, items.put)
+    try:
+        while True:
+            item = items.get()
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return
+            yield item.value
+    finally:
+        stop.set()
+
+
+async def in_thread(make: Make[T]) -> AsyncGenerator[T, None]:
+    """Do as `run_ahead` for an event loop, without ever holding it.
+
+    Use `contextlib.aclosing`, so that a reader who leaves early stops the thread at once.
+    """
+    loop = asyncio.get_running_loop()
+    items: asyncio.Queue[_Item[T] | _End] = asyncio.Queue()
+
+    def put(item: _Item[T] | _End) -> None:
+        # the loop may be gone when the process shuts down in mid-answer
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(items.put_nowait, item)
+
+    stop = _start(make, put)
+    try:
+        while True:
+            item = await items.get()
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return
+            yield item.value
+    finally:
+        stop.set()
+
+
+def _start(make: Make[T], put: Callable[[_Item[T] | _End], None]) -> threading.Event:
+    stop = threading.Event()
+
+    def work() -> None:
+        error: BaseException | None = None
+        try:
+            # closing matters: the generator's own `finally` must run in this thread
+            with contextlib.closing(_generator(make(stop))) as values:
+                for value in values:
+                    if stop.is_set():
+                        break
+                    put(_Item(value))
+        except BaseException as e:  # noqa: BLE001 – raised again in the reader, whatever it is
+            error = e
+        put(_End(error))
+
+    threading.Thread(target=work, name="rag-stream", daemon=True).start()
+    return stop
+
+
+def _generator(values: Iterator[T]) -> Generator[T, None, None]:
+    # any iterator gets a `close`; a generator is closed through `yield from`
+    yield from values

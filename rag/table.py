@@ -1,0 +1,249 @@
+"""Delta: open a version, read its rows as text and typed columns.
+
+Knows deltalake and polars; does not know the index or any model. `DeltaTable.scan` is the reader
+because it is the widest (deletion vectors, column mapping) and streams.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from llama_index.core.schema import Document
+
+from rag.errors import ColumnNotFound, RowKeyError, TableError, TableNotFound, VersionNotFound
+from rag.template import Template, content_hashes
+
+DEFAULT_KEY = "row_id"
+RESERVED = ("table_uri", "table_version", "row_key")
+"""Metadata names that are ours; a column of the same name appears as `column.<name>`."""
+
+_N_EXAMPLES = 3
+_FAILURES = (DeltaError, OSError)
+"""What deltalake raises: its own errors, and OSError for object storage."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One version of a Delta table, open for reading."""
+
+    uri: str
+    version: int
+    table_id: str
+    """Identity of the table; a table written anew at the same place has another."""
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
+    """Columns that identify a row; empty when its content does."""
+    template: Template
+    delta: DeltaTable = field(repr=False, compare=False)
+
+    def rows(self) -> Iterator[Rows]:
+        """Yield the rows in batches, in no promised order; blank rows are left out.
+
+        Raises:
+            RowKeyError: a key is null or occurs twice.
+            TableError: the table needs a feature that the reader lacks, or a file is missing.
+        """
+        if self.key:
+            self._check_key()
+        n_seen: dict[str, int] = {}
+        for frame in self._frames():
+            blank = frame.select(self.template.is_blank(frame.schema)).to_series()
+            kept = frame.filter(~blank)
+            hashes = content_hashes(kept, kept.columns)
+            keys = self._keys(kept) if self.key else _content_keys(hashes, n_seen)
+            texts = kept.select(self.template.text(kept.schema).alias("text")).to_series()
+            yield Rows(keys, hashes, texts, kept, n_blank=len(frame) - len(kept))
+
+    def n_rows(self) -> int:
+        """Return how many rows the log says there are; 0 when it does not say."""
+        actions = pl.DataFrame(self.delta.get_add_actions(flatten=True))
+        if "num_records" not in actions.columns:
+            return 0
+        return int(actions["num_records"].sum() or 0)
+
+    def schema(self) -> pa.Schema:
+        """Return the Arrow schema of the columns, in types that Lance stores."""
+        empty = pa.schema(pa.schema(self.delta.schema().to_arrow())).empty_table()
+        frame = pl.from_arrow(empty)
+        assert isinstance(frame, pl.DataFrame)
+        return frame.to_arrow().schema
+
+    def _frames(self, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+        try:
+            reader = self.delta.scan(columns=list(columns) if columns is not None else None)
+            for batch in reader:
+                frame = pl.from_arrow(pa.record_batch(batch))
+                assert isinstance(frame, pl.DataFrame)
+                yield frame
+        except _FAILURES as e:
+            raise TableError(
+                f"Delta table {self.uri!r} at version {self.version} cannot be read: "
+                f"{_first_line(e)}."
+            ) from e
+
+    def _keys(self, frame: pl.DataFrame) -> pl.Series:
+        if len(self.key) == 1:
+            return frame.select(pl.col(self.key[0]).cast(pl.String).alias("row_key")).to_series()
+        values = frame.select(self.key).rows()
+        return pl.Series(
+            "row_key", [json.dumps(v, ensure_ascii=False, default=str) for v in values]
+        )
+
+    def _check_key(self) -> None:
+        frames = [
+            f.select(self._keys(f), _null=_any_null(self.key)) for f in self._frames(self.key)
+        ]
+        if not frames:
+            return
+        keys = pl.concat(frames)
+        n_null = int(keys["_null"].sum())
+        if n_null:
+            raise RowKeyError(self.uri, self.key, problem="is null", n_rows=n_null, examples=[])
+        counts = keys.group_by("row_key").len().filter(pl.col("len") > 1)
+        if len(counts):
+            examples = counts.sort("row_key")["row_key"].head(_N_EXAMPLES).to_list()
+            raise RowKeyError(
+                self.uri,
+                self.key,
+                problem="is not unique: it repeats",
+                n_rows=int(counts["len"].sum()),
+                examples=examples,
+            )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch of rows: parallel series, and their columns."""
+
+    keys: pl.Series
+    hashes: pl.Series
+    """Content hash of each row, over all columns."""
+    texts: pl.Series
+    columns: pl.DataFrame
+    n_blank: int
+    """Rows of the batch that were left out because they have no text."""
+
+    def slice(self, start: int, length: int) -> Rows:
+        """Return some of the rows, in order."""
+        return self._of(lambda s: s.slice(start, length), self.columns.slice(start, length))
+
+    def filter(self, mask: pl.Series) -> Rows:
+        """Return the rows where `mask` is true."""
+        return self._of(lambda s: s.filter(mask), self.columns.filter(mask))
+
+    def _of(self, pick: Callable[[pl.Series], pl.Series], columns: pl.DataFrame) -> Rows:
+        return Rows(pick(self.keys), pick(self.hashes), pick(self.texts), columns, n_blank=0)
+
+
+def open_table(
+    uri: str,
+    *,
+    template: str,
+    key: Sequence[str] | None = None,
+    version: int | None = None,
+    storage_options: Mapping[str, str] | None = None,
+) -> Snapshot:
+    """Open a version of a Delta table.
+
+    Args:
+        uri: Folder or URL.
+        template: Text of a row, see `rag.template`.
+        key: Columns that identify a row; None is `row_id` where there is one, else the content.
+        version: None is the latest.
+        storage_options: For object storage.
+
+    Raises:
+        TableNotFound: nothing there, or no Delta table.
+        VersionNotFound: it has no such version.
+        ColumnNotFound: the template or the key names a column that is not there.
+    """
+    options = dict(storage_options) if storage_options else None
+    parsed = Template.parse(template)
+    delta = _open(uri, options)
+    if version is not None:
+        latest = delta.version()
+        try:
+            delta = DeltaTable(uri, version=version, storage_options=options)
+        except _FAILURES as e:
+            raise VersionNotFound(uri, version, latest) from e
+    columns = tuple(f.name for f in delta.schema().fields)
+    if key is None:
+        key = (DEFAULT_KEY,) if DEFAULT_KEY in columns else ()
+    for name in parsed.columns:
+        if name not in columns:
+            raise ColumnNotFound(uri, name, columns, setting="RAG_TABLE__TEMPLATE")
+    for name in key:
+        if name not in columns:
+            raise ColumnNotFound(uri, name, columns, setting="RAG_TABLE__KEY")
+    return Snapshot(
+        uri=uri,
+        version=delta.version(),
+        table_id=str(delta.metadata().id),
+        columns=columns,
+        key=tuple(key),
+        template=parsed,
+        delta=delta,
+    )
+
+
+def documents(snapshot: Snapshot) -> Iterator[Document]:
+    """Yield one LlamaIndex document a row, lazily; its id is the row key."""
+    for rows in snapshot.rows():
+        columns = rows.columns.iter_rows(named=True)
+        for key, text, values in zip(rows.keys, rows.texts, columns, strict=True):
+            metadata = row_metadata(snapshot.uri, snapshot.version, key, values)
+            hidden = list(metadata)
+            yield Document(
+                id_=key,
+                text=text,
+                metadata=metadata,
+                # a prompt or an embedding gets the template's text, nothing else
+                excluded_embed_metadata_keys=hidden,
+                excluded_llm_metadata_keys=hidden,
+            )
+
+
+def row_metadata(
+    table_uri: str, table_version: int, row_key: str, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a node's metadata: where the row stands, and its columns with their values."""
+    ours = {"table_uri": table_uri, "table_version": table_version, "row_key": row_key}
+    columns = {f"column.{k}" if k in RESERVED else k: v for k, v in values.items()}
+    return {**ours, **columns}
+
+
+def _open(uri: str, options: dict[str, str] | None) -> DeltaTable:
+    try:
+        return DeltaTable(uri, storage_options=options)
+    except TableNotFoundError as e:
+        raise TableNotFound(uri, _first_line(e)) from e
+    except _FAILURES as e:
+        if "not exist" in str(e):
+            raise TableNotFound(uri, _first_line(e)) from e
+        raise TableError(f"Delta table {uri!r} cannot be opened: {_first_line(e)}.") from e
+
+
+def _content_keys(hashes: pl.Series, n_seen: dict[str, int]) -> pl.Series:
+    # equal rows get the numbers 2, 3, … so that each keeps a key of its own
+    keys: list[str] = []
+    for content in hashes:
+        n = n_seen[content] = n_seen.get(content, 0) + 1
+        keys.append(f"h:{content}" if n == 1 else f"h:{content}:{n}")
+    return pl.Series("row_key", keys, dtype=pl.String)
+
+
+def _any_null(columns: Sequence[str]) -> pl.Expr:
+    return pl.any_horizontal([pl.col(c).is_null() for c in columns])
+
+
+def _first_line(error: BaseException) -> str:
+    # the kernel's messages repeat themselves over many lines and end with stack traces
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".!")

@@ -1,0 +1,117 @@
+"""One answer on the screen: the search step, the streamed text, the chips and the cards.
+
+Knows Chainlit's messages, steps and elements; does not know where the pieces come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import chainlit as cl
+from chainlit.config import config
+from chainlit.utils import utc_now
+
+from rag.web import rows
+from rag.web.guard import Guard, plain
+
+if TYPE_CHECKING:  # both load LlamaIndex, which takes seconds; the port opens before that
+    from rag.citation import Citation
+    from rag.retrieval import Hit
+
+STOPPED = "(stopped)"
+
+
+class Answer:
+    """What the reader sees of one turn; each method shows one thing more."""
+
+    def __init__(self) -> None:
+        self._guard = Guard()
+        self._step: cl.Step | None = None
+        self._message: cl.Message | None = None
+        self._cards: cl.CustomElement | None = None
+        self._sources: Sequence[Hit] = ()
+        self._citations: list[Citation] = []
+
+    async def searching(self) -> None:
+        """Show that the search is on."""
+        run = cl.context.current_step
+        self._step = cl.Step(
+            name="library search",
+            type="tool",
+            icon="search",
+            show_input=False,
+            parent_id=run.id if run else None,
+        )
+        self._step.start = utc_now()
+        await self._step.send()
+
+    async def searched(self, query: str, hits: Sequence[Hit], seconds: float) -> None:
+        """Show what was searched for and found."""
+        await self._close_step(rows.search_text(query, hits, seconds))
+
+    async def answering(self, sources: Sequence[Hit]) -> None:
+        """Show the cards of the passages that the model reads; none when it refuses."""
+        self._message = cl.Message(content="")
+        self._sources = sources
+        if not sources:
+            return
+        self._cards = cl.CustomElement(name="Sources", props={"id": ""}, display="inline")
+        await self._show_cards(is_done=False)
+
+    async def token(self, text: str) -> None:
+        """Show the next piece of the text."""
+        await self._write(self._guard.feed(text))
+
+    async def cited(self, citation: Citation) -> None:
+        """Show the chip of a citation and mark its span in the source."""
+        self._citations.append(citation)
+        await self._write(self._guard.chip(citation.n))
+        await self._show_cards(is_done=False)
+
+    async def done(self) -> None:
+        """Say that the text is complete."""
+        if self._message is None:
+            return
+        await self._message.send()
+        await self._show_cards(is_done=True)
+
+    async def stopped(self) -> None:
+        """Keep what is there and say that it was stopped."""
+        if self._step is not None and self._step.end is None:
+            await self._close_step(STOPPED)
+        text = f"_{STOPPED}_"
+        await self._write(f" {text}" if self._message and self._message.content else text)
+        await self.done()
+
+    async def failed(self, sentence: str) -> None:
+        """Keep what is there and say in one sentence why there is no more."""
+        if self._step is not None and self._step.end is None:
+            await self._step.remove()
+        if self._message is not None and self._message.content:
+            await self.done()
+        # the author is named because Chainlit took its default before the title was set
+        await cl.ErrorMessage(content=plain(sentence), author=config.ui.name).send()
+
+    async def _write(self, markdown: str) -> None:
+        self._message = self._message or cl.Message(content="")
+        await self._message.stream_token(markdown)
+
+    async def _close_step(self, text: str) -> None:
+        if self._step is not None:
+            self._step.output = text
+            self._step.end = utc_now()
+            await self._step.update()
+
+    async def _show_cards(self, *, is_done: bool) -> None:
+        if self._cards is None or self._message is None:
+            return
+        self._cards.props = {
+            "message_id": self._message.id,
+            "is_done": is_done,
+            "sources": rows.cards(self._sources, self._citations),
+        }
+        # Chainlit keeps a copy of each element there and removes the folder above it when
+        # another Chainlit of the same directory ends
+        cl.context.session.files_dir.mkdir(parents=True, exist_ok=True)
+        await self._cards.send(for_id=self._message.id)

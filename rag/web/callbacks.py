@@ -1,0 +1,148 @@
+"""Chainlit's callbacks: each only translates what the browser did into a call.
+
+Knows Chainlit's sessions; every failure of the room ends here, as one sentence for the reader and
+a traceback for the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import chainlit as cl
+
+from rag.errors import RagError
+from rag.progress import Progress
+from rag.settings import Settings
+from rag.web.answer import Answer
+from rag.web.guard import plain
+from rag.web.preparation import Preparation
+
+if TYPE_CHECKING:  # loads LlamaIndex, which takes seconds; the port opens before that
+    from rag.engines import TableChatEngine
+
+NEUTRAL = "Something went wrong on our side; the log of the server says what. Please ask again."
+GONE = "That message is no longer part of this chat; please ask it again."
+
+_PATIENCE_S = 0.2
+"""A load that ends within this time is not announced."""
+_REFRESH_S = 0.5
+_ENGINE = "engine"
+_ASKED = "asked"
+
+_log = logging.getLogger(__name__)
+
+MakeEngine = Callable[[], "TableChatEngine"]
+
+
+def load(settings: Settings, progress: Progress) -> MakeEngine:
+    """Prepare everything and return what makes the engine of a session; blocks for seconds.
+
+    Raises:
+        RagError: the table, the index or a model cannot be used.
+    """
+    # imported here because torch, LanceDB and LlamaIndex take 10 s, and the port opens before
+    from rag import wiring
+    from rag.web import turn  # noqa: F401 – loaded now, so that the first question is not late
+
+    wiring.prepare(settings, progress)
+    return partial(wiring.chat_engine, settings)
+
+
+class Callbacks:
+    """What happens when the server starts, a person asks, edits or presses Stop."""
+
+    def __init__(
+        self, preparation: Preparation[MakeEngine], starters: Callable[[], tuple[str, ...]]
+    ) -> None:
+        """Keep what the callbacks need; `register` makes them Chainlit's."""
+        self._preparation = preparation
+        self._starters = starters
+
+    def register(self) -> None:
+        """Make these Chainlit's callbacks."""
+        cl.on_app_startup(self.on_startup)
+        cl.on_message(self.on_message)
+        cl.on_stop(self.on_stop)
+        cl.set_starters(self.starters)
+
+    async def on_startup(self) -> None:
+        """Begin to load and return at once: the port opens only after this."""
+        self._preparation.begin()
+
+    async def starters(self) -> list[cl.Starter]:
+        """Return the questions offered on the welcome page."""
+        texts = await asyncio.to_thread(self._starters)  # the demo's room imports polars
+        return [cl.Starter(label=text, message=text) for text in texts]
+
+    async def on_message(self, message: cl.Message | None) -> None:
+        """Answer a question, new or edited; Chainlit shows nothing of what is raised here."""
+        # Stop cancels this task; Chainlit sets it for a new message, but not for an edited one
+        cl.context.session.current_task = asyncio.current_task()
+        answer = Answer()
+        try:
+            await self._answer(message, answer)
+        except asyncio.CancelledError:
+            await answer.stopped()
+            raise
+        except RagError as e:
+            _log.info("Told the reader: %s", e, exc_info=e)
+            await answer.failed(str(e))
+        except Exception:  # noqa: BLE001 – the room's outermost handler
+            _log.exception("A question could not be answered")
+            await answer.failed(NEUTRAL)
+
+    async def on_stop(self) -> None:
+        """Take back Chainlit's own note; the answer says by itself that it was stopped."""
+        for message in cl.chat_context.get()[-2:]:
+            if message.content == "Task manually stopped.":
+                await message.remove()
+
+    async def _answer(self, message: cl.Message | None, answer: Answer) -> None:
+        if message is None:  # edited after the server had forgotten the chat
+            await answer.failed(GONE)
+            return
+        make = await self._loaded()
+        from rag.web.turn import show  # loaded by now; see `load`
+
+        engine = await _engine(make, message.id)
+        await show(engine.aevents(message.content), answer)
+
+    async def _loaded(self) -> MakeEngine:
+        """Return what the preparation made, telling the reader how far it is."""
+        task = self._preparation.begin()
+        await asyncio.wait({task}, timeout=_PATIENCE_S)
+        if not task.done():
+            await self._say_warming_up(task)
+        return await asyncio.shield(task)
+
+    async def _say_warming_up(self, task: asyncio.Task[MakeEngine]) -> None:
+        note = await cl.Message(content=self._progress()).send()
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=_REFRESH_S)
+                if note.content != (content := self._progress()):
+                    note.content = content
+                    await note.update()
+        finally:
+            await note.remove()
+
+    def _progress(self) -> str:
+        return f"Warming up: {plain(self._preparation.state)}"
+
+
+async def _engine(make: MakeEngine, message_id: str) -> TableChatEngine:
+    """Return the engine of this session: it holds the conversation."""
+    engine: TableChatEngine | None = cl.user_session.get(_ENGINE)
+    asked: list[str] = cl.user_session.get(_ASKED) or []
+    if engine is None:
+        engine = await asyncio.to_thread(make)  # opens the index
+        cl.user_session.set(_ENGINE, engine)
+    if message_id in asked:  # an edited question: what was said after it never was
+        engine.reset()
+        asked = []
+    cl.user_session.set(_ASKED, [*asked, message_id])
+    return engine

@@ -1,0 +1,153 @@
+"""The web chat on fixed rows and a scripted model: `chainlit run tests/scripted_app.py`.
+
+Everything but the words of the model and the choice of rows is the real thing: the engine, the
+events, the citations, Chainlit. The unit tests use the same engine in process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from fakes import ScriptedLLM
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.llms.types import CompletionResponseGen
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+
+from rag.chat import TurnOptions, Turns
+from rag.engines import TableChatEngine
+from rag.progress import Progress
+from rag.retrieval import Hit, TableRetriever
+from rag.web import server
+from rag.web.callbacks import Callbacks, MakeEngine
+from rag.web.preparation import Preparation
+
+WOLFSBANE = "For a werewolf at the mill you should use a silver dagger and a bundle of wolfsbane."
+NASTY = '<img src=x onerror="alert(1)"> ![x](http://evil.example/p.png) [y](javascript:alert(1))'
+ANSWER = "Use a silver dagger and a bundle of wolfsbane. It is a fine day."
+LONG = "word " * 400
+TEXTS = (
+    NASTY,
+    "# no heading",
+    "Title\n=====",
+    "Title\n-----",
+    "* no list\n* at all",
+    "1. no list\n2) at all",
+    "> no quote",
+    "**bold** _em_ `code` ~~gone~~",
+    "```\nfence\n```",
+    "    indented code",
+    "| a | b |\n| - | - |\n| 1 | 2 |",
+    "<script>alert(1)</script><b>bold</b><!-- note -->",
+    "&lt;b&gt; &amp; &#33;",
+    "note:this a:b id:abc ::leaf[x]{y=z} 10:30",
+    ":::note\nno alert\n:::",
+    "http://evil.example/a?b=c https://evil.example www.evil.example me@evil.example",
+    "<https://evil.example> [a]: http://evil.example",
+    "back\\slash \\* \\n",
+    "[1](#cite-9) [^1] - [ ] task",
+    "trailing blanks  \nand a line",
+)
+"""What would be markup in Chainlit's Markdown."""
+
+
+def hit(n: int, text: str, **columns: Any) -> Hit:
+    """Return row `n` as found, less relevant the greater `n` is."""
+    metadata = {"table_uri": "data/shop", "table_version": 3, "row_key": f"row-{n}", **columns}
+    node = TextNode(id_=f"node-{n}", text=text, metadata=metadata)
+    return Hit(node=node, score=0.9, relevance=1 - n / 10, title=text[:40])
+
+
+HITS = (
+    hit(
+        1,
+        WOLFSBANE,
+        Scenario="A werewolf at the mill",
+        price_gold=Decimal("12.50"),
+        in_stock=True,
+        added_on=date(2026, 1, 2),
+        note=None,
+    ),
+    hit(2, NASTY, Scenario=NASTY),
+)
+
+
+class FixedRetriever(TableRetriever):
+    """Finds the same rows whatever is asked."""
+
+    def __init__(self, hits: tuple[Hit, ...]) -> None:
+        BaseRetriever.__init__(self)
+        self._hits = hits
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return list(self._hits)
+
+
+class SlowLLM(ScriptedLLM):
+    """Answers a word every `seconds`."""
+
+    seconds: float = 0.0
+
+    def stream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseGen:
+        for token in super().stream_complete(prompt, formatted, **kwargs):
+            yield token
+            time.sleep(self.seconds)
+
+
+def engine(
+    script: Callable[[str], str] | str,
+    *,
+    retriever: TableRetriever | None = None,
+    seconds: float = 0.0,
+) -> TableChatEngine:
+    """Return a real chat engine whose model says what `script` says."""
+    llm = SlowLLM(script=script, seconds=seconds)
+    options = TurnOptions(
+        persona="",
+        n_passages=2,
+        min_relevance=0.5,
+        max_question_chars=100,
+        max_tokens=160,
+        n_ctx=4096,
+    )
+    turns = Turns(
+        retriever or FixedRetriever(HITS),
+        llm,
+        n_tokens=llm.n_tokens,
+        table_version=lambda: 3,
+        options=options,
+    )
+    return TableChatEngine(turns, history_turns=6)
+
+
+def script(prompt: str) -> str:
+    """Return the answer to what a browser test asks."""
+    question = prompt.rsplit("Question:", 1)[-1]
+    if "markup" in question:
+        return "\n\n".join(TEXTS)
+    return LONG if "long" in question else ANSWER
+
+
+def load(progress: Progress) -> MakeEngine:
+    """Take as long as a browser needs to see it."""
+    for n in range(4):
+        progress("embedding", n, 4)
+        time.sleep(0.5)
+    return lambda: engine(script, seconds=0.02)
+
+
+def main() -> None:
+    """Serve the scripted chat."""
+    preparation = Preparation(load)
+    server.install("Test & Shop", state=lambda: (preparation.is_ready, preparation.state))
+    Callbacks(preparation, lambda: ("What helps against a werewolf?",)).register()
+
+
+# Chainlit loads this file under its path, a test imports it under its name
+if __name__.endswith(".py"):
+    main()
