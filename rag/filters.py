@@ -98,6 +98,8 @@ def _predicate(f: MetadataFilter, path: str, kind: pa.DataType) -> str:
     if _is_list(kind):
         return _list_predicate(f, path, kind.value_type)
     literal = _literal_of(kind, f)
+    if pa.types.is_integer(kind) and _is_fraction(value):
+        path = f"CAST({path} AS DOUBLE)"  # Lance does not compare an integer with a fraction
     if operator in _COMPARISONS:
         return f"{path} {_COMPARISONS[operator]} {literal(value)}"
     if operator == FilterOperator.IN:
@@ -222,6 +224,11 @@ def _timestamp(value: Any, kind: pa.DataType) -> str:
         value = value.astimezone(dt.UTC).replace(tzinfo=None)
     text = value.isoformat(sep=" ")
     return f"timestamp '{text}+00:00'" if kind.tz else f"timestamp '{text}'"
+
+
+def _is_fraction(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return any("." in str(v) or "e" in str(v).lower() for v in values)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -167,7 +167,9 @@ class Settings(BaseSettings):
         except ValidationError as e:
             raise _first_mistake(e.errors(include_url=False)[0]) from e
         except ValueError as e:  # a variable that should hold JSON, a rag.toml that is no TOML
-            raise SettingsError(f"The settings cannot be read: {e}.") from e
+            raise SettingsError(
+                f"The settings cannot be read: {e}. Lists and objects are written as JSON."
+            ) from e
 
     @classmethod
     def settings_customise_sources(

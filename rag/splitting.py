@@ -31,6 +31,10 @@ _WINDOW_KEYS = (
 )
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*\s+|[。！？]+|\n+")
 _SPACE = re.compile(r"\s+")
+_SLACK = 8
+"""Tokens that a piece may have more when it is cut out of its text: a broken word at each end."""
+_LAST_PART = 4
+"""A span may end early, for a sentence's or a word's sake, within the last quarter of its tokens."""
 
 
 class Splitter:
@@ -47,11 +51,12 @@ class Splitter:
                 limit, so that each span brings something new.
         """
         self.window = window(folder)
-        self._chunk_tokens = min(chunk_tokens, self.window)
+        self.tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        (n_prefix,) = self._n_tokens([""])
+        self._chunk_tokens = min(chunk_tokens, self.window - n_prefix - _SLACK)
         self._overlap = min(overlap, self._chunk_tokens // 2)
-        self._tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
 
     def spans(self, texts: Sequence[str]) -> list[list[Span]]:
         """Return the spans of each text, in order.
@@ -68,35 +73,39 @@ class Splitter:
 
     def _n_tokens(self, texts: Sequence[str]) -> list[int]:
         passages = [PASSAGE_PREFIX + text for text in texts]
-        return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(passages)]
+        return [len(encoding) for encoding in self.tokenizer.encode_batch_fast(passages)]
 
     def _cut(self, text: str) -> list[Span]:
         ends, starts = self._offsets(text)
         spans: list[Span] = []
-        start = 0
+        start = covered = 0
         while True:
             first = int(np.searchsorted(ends, start, side="right"))
             if first + self._chunk_tokens >= len(ends):
                 return [*spans, (start, len(text))]
-            end = _good_end(text, start, int(ends[first + self._chunk_tokens - 1]))
-            spans.append((start, end))
-            # the next span repeats some tokens, from a word's beginning on if there is one
-            beyond = int(np.searchsorted(ends, end, side="right"))
-            back = int(starts[beyond - self._overlap]) if self._overlap else end
-            space = _SPACE.search(text, back, end)
-            back = space.end() if space and space.end() < end else back
-            # several tokens of one character may lead back to where this span began
-            start = back if start < back < end else end
+            last = first + self._chunk_tokens - 1
+            limit = int(ends[last])
+            if limit <= covered:  # characters of many tokens: what is repeated fills the span
+                start = covered
+                continue
+            earliest = int(ends[last - self._chunk_tokens // _LAST_PART])
+            covered = _good_end(text, max(covered, earliest), limit)
+            beyond = int(np.searchsorted(ends, covered, side="right"))
+            if beyond == len(ends):
+                return [*spans, (start, len(text))]
+            spans.append((start, covered))
+            back = int(starts[max(beyond - self._overlap, 0)]) if self._overlap else covered
+            start = max(_word_start(text, min(back, covered), covered), start + 1)
 
     def _offsets(self, text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return where each token of a text ends and starts, `(n,) int64`, never descending."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
         offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         offsets = offsets[offsets[:, 1] > offsets[:, 0]]
         return np.maximum.accumulate(offsets[:, 1]), np.maximum.accumulate(offsets[:, 0])
 
     def _fitting(self, text: str, spans: list[Span]) -> list[Span]:
-        """Halve the spans that do not fit: cut out of its text, a piece may have more tokens."""
+        """Halve the spans that do not fit: a piece may have more tokens than within its text."""
         counts = self._n_tokens([text[start:end] for start, end in spans])
         fitting: list[Span] = []
         for (start, end), n in zip(spans, counts, strict=True):
@@ -124,11 +133,16 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _good_end(text: str, start: int, limit: int) -> int:
-    """Return the best place to end a span: after a sentence, else a word, in its last quarter."""
-    earliest = limit - (limit - start) // 4
+def _good_end(text: str, earliest: int, limit: int) -> int:
+    """Return the best place to end a span: after a sentence, else after a word, else `limit`."""
     for pattern in (_SENTENCE_END, _SPACE):
         ends = [match.end() for match in pattern.finditer(text, earliest, limit)]
         if ends:
             return ends[-1]
     return limit
+
+
+def _word_start(text: str, at: int, end: int) -> int:
+    """Return where the first word from `at` on begins; `at` itself when none does before `end`."""
+    space = _SPACE.search(text, max(at - 1, 0), end)
+    return space.end() if space and space.end() < end else at

@@ -40,6 +40,8 @@ FORMAT = 1
 _STATE_ID = "state"  # a node's id holds a colon, so it cannot be this
 _COLUMNS = "metadata"  # the name the stock store expects
 _IS_NODE = "row_hash IS NOT NULL"
+_FAILURES = (OSError, RuntimeError, ValueError)
+"""Lance raises all three for I/O and for damaged files."""
 _TOMBSTONES = 10_000
 """Tombstones a batch."""
 
@@ -128,6 +130,10 @@ class NodeStore(LanceDBVectorStore):
             )
         self._storage_options = storage_options
 
+    def _table_exists(self, tbl_name: str | None = None) -> bool:
+        # the stock check pages through a deprecated listing
+        return (tbl_name or NODES) in self._connection.list_tables().tables
+
     # -- reading ---------------------------------------------------------------------------
 
     def snapshot(self) -> LanceTable | None:
@@ -135,16 +141,19 @@ class NodeStore(LanceDBVectorStore):
 
         A handle keeps to its version, so what is read from one handle belongs together.
         """
-        if NODES not in self._connection.list_tables().tables:
-            return None
-        return self._connection.open_table(NODES)
+        with self._reading():
+            if not self._table_exists():
+                return None
+            return self._connection.open_table(NODES)
 
     def state(self, table: LanceTable | None = None) -> IndexState | None:
         """Return what the index mirrors; None when nothing was built."""
         table = table or self.snapshot()
         if table is None:
             return None
-        found = table.search().where(f"id = '{_STATE_ID}'").select(["state"]).limit(1).to_list()
+        with self._reading():
+            rows = table.search().where(f"id = '{_STATE_ID}'").select(["state"])
+            found = rows.limit(1).to_list()
         return IndexState.from_json(found[0]["state"]) if found else None
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
@@ -167,7 +176,8 @@ class NodeStore(LanceDBVectorStore):
         if query.filters is not None:
             search = search.where(self._where(table, query.filters), prefilter=True)
         names = ["id", "row_key", "start", "end", "text", _COLUMNS, "_distance"]
-        rows = search.select(names).to_arrow().to_pylist()
+        with self._reading():
+            rows = search.select(names).to_arrow().to_pylist()
         return VectorStoreQueryResult(
             nodes=[_node(row, state) for row in rows],
             similarities=[1.0 - row["_distance"] for row in rows],
@@ -193,7 +203,9 @@ class NodeStore(LanceDBVectorStore):
             parts.append(self._where(table, filters))
         rows = table.search().where(" AND ".join(parts)).limit(None)
         names = ["id", "row_key", "start", "end", "text", _COLUMNS]
-        return [_node(row, state) for row in rows.select(names).to_arrow().to_pylist()]
+        with self._reading():
+            found = rows.select(names).to_arrow().to_pylist()
+        return [_node(row, state) for row in found]
 
     def hashes(self, table: LanceTable) -> dict[str, tuple[str, int]]:
         """Return the content hash and the number of nodes of each row, by row key."""
@@ -285,11 +297,21 @@ class NodeStore(LanceDBVectorStore):
                 table.delete(f"row_hash IS NULL AND id <> '{_STATE_ID}'")
 
     @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except _FAILURES as e:
+            raise IndexingError(
+                f"The index at {self.uri!r} cannot be read: {_first_line(e)}. "
+                "Delete that folder and run `rag sync` to build it anew."
+            ) from e
+
+    @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError, ValueError) as e:  # Lance raises all three for I/O
-            raise IndexWriteError(str(self.uri), str(e).strip().splitlines()[0].rstrip(".")) from e
+        except _FAILURES as e:
+            raise IndexWriteError(str(self.uri), _first_line(e)) from e
 
     # -- what LlamaIndex would write, refused ------------------------------------------------
 
@@ -331,6 +353,11 @@ def _node(row: dict[str, Any], state: IndexState) -> TextNode:
         excluded_llm_metadata_keys=hidden,
         relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=row["row_key"])},
     )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")
 
 
 def _in(column: str, values: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from llama_index.core.schema import Document
 
 from rag.errors import ColumnNotFound, RowKeyError, TableError, TableNotFound, VersionNotFound
-from rag.template import Template, content_hashes
+from rag.template import Template, content_hashes, text_of
 
 DEFAULT_KEY = "row_id"
 RESERVED = ("table_uri", "table_version", "row_key")
@@ -59,7 +59,8 @@ class Snapshot:
             hashes = content_hashes(kept, kept.columns)
             keys = self._keys(kept) if self.key else _content_keys(hashes, n_seen)
             texts = kept.select(self.template.text(kept.schema).alias("text")).to_series()
-            yield Rows(keys, hashes, texts, kept, n_blank=len(frame) - len(kept))
+            columns = kept.with_columns(_storable(kept.schema))
+            yield Rows(keys, hashes, texts, columns, n_blank=len(frame) - len(kept))
 
     def n_rows(self) -> int:
         """Return how many rows the log says there are; 0 when it does not say."""
@@ -73,16 +74,17 @@ class Snapshot:
         empty = pa.schema(pa.schema(self.delta.schema().to_arrow())).empty_table()
         frame = pl.from_arrow(empty)
         assert isinstance(frame, pl.DataFrame)
-        return frame.to_arrow().schema
+        return frame.with_columns(_storable(frame.schema)).to_arrow().schema
 
     def _frames(self, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
         try:
-            reader = self.delta.scan(columns=list(columns) if columns is not None else None)
-            for batch in reader:
+            reader = iter(self.delta.scan(columns=list(columns) if columns is not None else None))
+            while (batch := next(reader, None)) is not None:
                 frame = pl.from_arrow(pa.record_batch(batch))
                 assert isinstance(frame, pl.DataFrame)
                 yield frame
-        except _FAILURES as e:
+        # a missing or damaged file surfaces here as a bare Exception of the Arrow C interface
+        except Exception as e:
             raise TableError(
                 f"Delta table {self.uri!r} at version {self.version} cannot be read: "
                 f"{_first_line(e)}."
@@ -237,6 +239,15 @@ def _content_keys(hashes: pl.Series, n_seen: dict[str, int]) -> pl.Series:
         n = n_seen[content] = n_seen.get(content, 0) + 1
         keys.append(f"h:{content}" if n == 1 else f"h:{content}:{n}")
     return pl.Series("row_key", keys, dtype=pl.String)
+
+
+def _storable(schema: pl.Schema) -> list[pl.Expr]:
+    # Lance stores neither maps nor columns without a type: they are kept as text
+    return [
+        text_of(name, dtype).cast(pl.String).alias(name)
+        for name, dtype in schema.items()
+        if "Map(" in str(dtype) or "Null" in str(dtype)
+    ]
 
 
 def _any_null(columns: Sequence[str]) -> pl.Expr:

@@ -96,7 +96,7 @@ def _as_json(values: pl.Series) -> pl.Series:
         values.name,
         [
             None if v is None else json.dumps(v, ensure_ascii=False, default=str)
-            for v in values.to_list()
+            for v in values.to_arrow().to_pylist()
         ],
         dtype=pl.String,
     )

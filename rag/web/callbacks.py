@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 import chainlit as cl
+from chainlit.config import config
 
 from rag.errors import RagError
 from rag.progress import Progress
@@ -36,6 +37,7 @@ _ASKED = "asked"
 _log = logging.getLogger(__name__)
 
 MakeEngine = Callable[[], "TableChatEngine"]
+Ask = Callable[[cl.Message], Awaitable[None]]
 
 
 def load(settings: Settings, progress: Progress) -> MakeEngine:
@@ -66,6 +68,7 @@ class Callbacks:
         """Make these Chainlit's callbacks."""
         cl.on_app_startup(self.on_startup)
         cl.on_message(self.on_message)
+        config.code.on_message = _unless_gone(config.code.on_message)
         cl.on_stop(self.on_stop)
         cl.set_starters(self.starters)
 
@@ -78,7 +81,7 @@ class Callbacks:
         texts = await asyncio.to_thread(self._starters)  # the demo's room imports polars
         return [cl.Starter(label=text, message=text) for text in texts]
 
-    async def on_message(self, message: cl.Message | None) -> None:
+    async def on_message(self, message: cl.Message) -> None:
         """Answer a question, new or edited; Chainlit shows nothing of what is raised here."""
         # Stop cancels this task; Chainlit sets it for a new message, but not for an edited one
         cl.context.session.current_task = asyncio.current_task()
@@ -101,10 +104,7 @@ class Callbacks:
             if message.content == "Task manually stopped.":
                 await message.remove()
 
-    async def _answer(self, message: cl.Message | None, answer: Answer) -> None:
-        if message is None:  # edited after the server had forgotten the chat
-            await answer.failed(GONE)
-            return
+    async def _answer(self, message: cl.Message, answer: Answer) -> None:
         make = await self._loaded()
         from rag.web.turn import show  # loaded by now; see `load`
 
@@ -132,6 +132,18 @@ class Callbacks:
 
     def _progress(self) -> str:
         return f"Warming up: {plain(self._preparation.state)}"
+
+
+def _unless_gone(on_message: Ask) -> Ask:
+    """Answer an edited message that the server has forgotten; Chainlit stumbles over it."""
+
+    async def checked(message: cl.Message | None) -> None:
+        if message is None:
+            await Answer().failed(GONE)
+        else:
+            await on_message(message)
+
+    return checked
 
 
 async def _engine(make: MakeEngine, message_id: str) -> TableChatEngine:

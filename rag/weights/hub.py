@@ -97,10 +97,9 @@ def translated(repository: str, error: Exception) -> WeightsError:
     """Return what the user should be told about an error of the hub's client."""
     from huggingface_hub import errors
 
-    unreachable = (
-        f"Model {repository!r} is not in the hub's cache, and the hub cannot be reached "
-        f"({type(error).__name__}). Connect to the network once, or set a local model."
-    )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        # the client tried the network, then its cache, and says the latter; the former is why
+        error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     if isinstance(error, errors.GatedRepoError):
         return WeightsNotFound(
             f"Model {repository!r} is gated: accept its licence on its page of the hub, "
@@ -111,19 +110,20 @@ def translated(repository: str, error: Exception) -> WeightsError:
             f"The hub has no model {repository!r} that you may read, nor is that a folder here. "
             "Check the name; for a private model set HF_TOKEN."
         )
-    if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
-        return WeightsNotFound(unreachable)
     if isinstance(error, errors.HfHubHTTPError):
         return WeightsNotFound(
             f"The hub answered {error.response.status_code} for model {repository!r}. "
-            "Try again later, or set a local model."
+            "Check HF_TOKEN, try again later, or set a local model."
         )
     if isinstance(error, OSError) and error.errno is not None and not _is_network(error):
         return WeightsError(
             f"Model {repository!r} cannot be written to the hub's cache: {error.strerror}. "
             "Make room, or set HF_HOME to a folder on another disk."
         )
-    return WeightsNotFound(unreachable)
+    return WeightsNotFound(
+        f"Model {repository!r} is not in the hub's cache, and the hub cannot be reached "
+        f"({type(error).__name__}). Connect to the network once, or set a local model."
+    )
 
 
 def _is_network(error: OSError) -> bool:

@@ -1,0 +1,354 @@
+"""The chat in a real Chromium, as a reader meets it: nothing leaves the machine, nothing breaks."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from scripted_app import NASTY, TEXTS, WOLFSBANE
+from test_web import normal
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).parent.parent
+PICTURES = ROOT / "artefacts"
+WIDE = {"width": 1280, "height": 860}
+NARROW = {"width": 390, "height": 844}
+SLOW_MS = 60_000
+
+ANSWER = '[data-step-type="assistant_message"]'
+CHIP = 'a[href^="#cite-"]'
+
+
+# --- the server and the browser --------------------------------------------------------------
+
+
+@contextmanager
+def serving(app: Path, folder: Path) -> Iterator[str]:
+    """Run the chat as a person does, in a working directory of its own; yield its address."""
+    shutil.copytree(ROOT / ".chainlit", folder / ".chainlit", dirs_exist_ok=True)
+    shutil.copy(ROOT / "chainlit.md", folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "chainlit", "run", str(app), "--headless"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAG_", "CHAINLIT_"))}
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=folder,
+            env={**env, "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/healthz", server, folder)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes], folder: Path) -> None:
+    for _ in range(600):
+        assert server.poll() is None, (folder / "server.log").read_text()
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+        else:
+            return
+    pytest.fail((folder / "server.log").read_text())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Return a Chromium: the system's, or one that Playwright installed."""
+    with sync_playwright() as playwright:
+        names = ("chromium", "chromium-browser", "google-chrome")
+        found = [*filter(None, map(shutil.which, names)), playwright.chromium.executable_path]
+        path = next((p for p in found if Path(p).exists()), None)
+        if path is None:
+            reason = "no Chromium: install Debian's `chromium` or run `playwright install chromium`"
+            if os.environ.get("CI") == "true":
+                pytest.fail(reason)
+            pytest.skip(reason)
+        chromium = playwright.chromium.launch(
+            executable_path=path,
+            args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"],
+        )
+        yield chromium
+        chromium.close()
+
+
+@dataclass
+class Tab:
+    """A page, and what must not have happened on it."""
+
+    page: Page
+    faults: list[str] = field(default_factory=list)
+
+    def ask(self, question: str) -> None:
+        """Type a question and send it."""
+        self.page.locator("#chat-input").fill(question)
+        self.page.locator("#chat-submit").click()
+
+    def until_done(self) -> None:
+        """Wait for the answer to be complete."""
+        expect(self.page.locator(ANSWER).last).to_be_visible(timeout=SLOW_MS)
+        expect(self.page.locator("#stop-button")).to_have_count(0, timeout=SLOW_MS)
+
+    def picture(self, name: str) -> None:
+        """Save what is on the screen, for a person to look at."""
+        PICTURES.mkdir(exist_ok=True)
+        self.page.wait_for_timeout(400)  # the panel slides in
+        self.page.screenshot(path=PICTURES / f"{name}.png")
+
+
+OpenTab = Callable[..., Tab]
+
+
+@pytest.fixture
+def open_tab(browser: Browser) -> Iterator[OpenTab]:
+    """Open pages; at the end none may have had a fault or asked another host."""
+    tabs: list[Tab] = []
+    contexts = []
+
+    def make(url: str, *, size: dict[str, int] = WIDE, theme: str = "light") -> Tab:
+        context = browser.new_context(viewport=size)  # type: ignore[arg-type]
+        contexts.append(context)
+        context.add_init_script(f"localStorage.setItem('vite-ui-theme', '{theme}')")
+        tab = Tab(context.new_page())
+        tabs.append(tab)
+
+        def on_request(request: Request) -> None:
+            own = (url, url.replace("http", "ws"), "data:", "blob:")
+            if not request.url.startswith(own):
+                tab.faults.append(f"request to {request.url}")
+
+        tab.page.on("request", on_request)
+        tab.page.on(
+            "websocket",
+            lambda ws: (
+                ws.url.startswith(url.replace("http", "ws"))
+                or tab.faults.append(f"socket to {ws.url}")
+            ),
+        )
+        tab.page.on("pageerror", lambda e: tab.faults.append(f"error {e}"))
+        tab.page.on(
+            "console", lambda m: m.type == "error" and tab.faults.append(f"console {m.text}")
+        )
+        tab.page.goto(url)
+        expect(tab.page.locator("#chat-input")).to_be_visible(timeout=SLOW_MS)
+        return tab
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert [fault for tab in tabs for fault in tab.faults] == []
+
+
+# --- scripted: what the model says is known --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(ROOT / "tests" / "scripted_app.py", tmp_path_factory.mktemp("scripted")) as url:
+        yield url
+
+
+def test_from_a_starter_through_the_warm_up_to_the_row(scripted: str, open_tab: OpenTab) -> None:
+    tab = open_tab(scripted)
+    page = tab.page
+    assert page.title() == "Test & Shop"
+    tab.picture("welcome-scripted")
+    page.locator("#starters button").first.click()
+    expect(page.get_by_text("Warming up: embedding")).to_be_visible()
+    chip = page.locator(CHIP)
+    expect(chip).to_have_text("1", timeout=SLOW_MS)
+    tab.until_done()
+    expect(page.get_by_text("Warming up")).to_have_count(0)
+    assert chip.get_attribute("title") == "Open source 1"
+
+    chip.click()
+    assert len(page.context.pages) == 1
+    expect(page.locator("#side-view-title")).to_contain_text("Source 1")
+    expect(page.get_by_test_id("passage")).to_have_text(WOLFSBANE)
+    expect(page.get_by_test_id("passage").locator("mark")).to_contain_text("silver dagger")
+    expect(page.get_by_test_id("columns").locator("tr")).to_have_text(
+        [
+            "ScenarioA werewolf at the mill",
+            "price_gold12.50",
+            "in_stockyes",
+            "added_on2026-01-02",
+            "noteempty",
+        ]
+    )
+    expect(page.get_by_test_id("origin")).to_have_text("shop · version 3 · row row-1")
+    tab.picture("panel-scripted")
+
+
+def test_keyboard_opens_and_closes_the_panel(scripted: str, open_tab: OpenTab) -> None:
+    tab = open_tab(scripted)
+    page = tab.page
+    tab.ask("What helps?")
+    tab.until_done()
+    card = page.get_by_role("button", name=re.compile("Open source 1: .* cited"))
+    card.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_test_id("source")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.get_by_test_id("source")).to_have_count(0)
+
+
+def test_a_row_and_an_answer_full_of_markup_show_as_text(scripted: str, open_tab: OpenTab) -> None:
+    tab = open_tab(scripted)
+    page = tab.page
+    tab.ask("markup")
+    tab.until_done()
+    content = page.locator(f"{ANSWER} .message-content > div").first
+    shown = content.evaluate("e => [...e.querySelectorAll('[role=article]')].map(p => p.innerText)")
+    assert normal("\n".join(shown)) == normal("\n".join(TEXTS))
+    markup = (
+        "img, a, script, iframe, video, h1, h2, ul, ol, table, blockquote, code, pre, hr, .alert"
+    )
+    assert content.locator(markup).count() == 0
+
+    page.locator('[data-step-type="tool"] button').first.click()
+    expect(page.locator('[data-step-type="tool"] td').nth(3)).to_contain_text("<img src=x")
+    page.get_by_test_id("card-2").click()
+    expect(page.get_by_test_id("passage")).to_have_text(NASTY)
+    assert page.get_by_test_id("source").locator("img, a, script").count() == 0
+    assert page.locator('[data-step-type="tool"] .message-content :is(img, a)').count() == 0
+    tab.picture("markup-scripted")
+
+
+def test_stop_freezes_the_text_and_an_edit_asks_again(scripted: str, open_tab: OpenTab) -> None:
+    tab = open_tab(scripted)
+    page = tab.page
+    tab.ask("A long one")
+    answer = page.locator(f"{ANSWER} .message-content")
+    expect(answer).to_contain_text("word word word")
+    page.locator("#stop-button").click()
+    tab.until_done()
+    expect(answer).to_contain_text("(stopped)")
+    frozen = answer.inner_text()
+    page.wait_for_timeout(700)
+    assert answer.inner_text() == frozen
+    assert len(frozen.split()) < 300
+    expect(page.get_by_text("Task manually stopped")).to_have_count(0)
+
+    page.locator('[data-step-type="user_message"]').hover()
+    page.locator(".edit-message").click()
+    page.locator("#edit-chat-input").fill("What helps?")
+    page.locator(".confirm-edit").click()
+    expect(answer.last).to_contain_text("silver dagger", timeout=SLOW_MS)
+    expect(answer).to_have_count(1)
+
+
+def test_an_empty_answerless_question_gets_a_sentence(scripted: str, open_tab: OpenTab) -> None:
+    tab = open_tab(scripted)
+    tab.ask("why? " * 40)
+    tab.until_done()
+    expect(tab.page.locator(ANSWER)).to_contain_text("The question has")
+    tab.picture("error-scripted")
+
+
+# --- the real thing --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve the real demo with the real models; it prepares itself on the first start."""
+    with serving(ROOT / "app.py", tmp_path_factory.mktemp("real")) as url:
+        yield url
+
+
+@pytest.mark.model
+def test_the_werewolf_question_from_start_to_row(real: str, open_tab: OpenTab) -> None:
+    tab = open_tab(real)
+    page = tab.page
+    assert page.title() == "Fantasy Shop"
+    expect(page.locator("#starters button")).to_have_count(4)
+    tab.picture("welcome")
+    tab.ask("What do I need against a werewolf?")
+    chip = page.locator(CHIP).first
+    expect(chip).to_be_visible(timeout=600_000)
+    tab.until_done()
+    tab.picture("answer")
+    chip.click()
+    passage = page.get_by_test_id("passage")
+    expect(passage).to_contain_text("werewolf", ignore_case=True)
+    expect(passage).to_contain_text("you should use")
+    assert passage.locator("mark").count() > 0
+    columns = page.get_by_test_id("columns")
+    for name in ("Scenario", "Advice", "row_id", "creature", "price_gold", "in_stock", "added_on"):
+        expect(columns.get_by_role("rowheader", name=name, exact=True)).to_be_visible()
+    expect(page.get_by_test_id("origin")).to_have_text(
+        re.compile(r"^fantasy-library · version \d+ · row \S+$")
+    )
+    tab.picture("row")
+
+
+@pytest.mark.model
+def test_a_question_that_no_row_answers_is_refused(real: str, open_tab: OpenTab) -> None:
+    tab = open_tab(real)
+    tab.ask("How do I file my tax return in Ohio?")
+    tab.until_done()
+    expect(tab.page.locator(ANSWER)).to_contain_text("holds nothing on this")
+    assert tab.page.locator(CHIP).count() == 0
+    assert tab.page.get_by_test_id("sources").count() == 0
+    tab.picture("refusal")
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("size", "theme"),
+    [(WIDE, "dark"), (NARROW, "light"), (NARROW, "dark")],
+    ids=["wide-dark", "narrow-light", "narrow-dark"],
+)
+def test_dark_and_narrow(real: str, open_tab: OpenTab, size: dict[str, int], theme: str) -> None:
+    name = f"{'wide' if size is WIDE else 'narrow'}-{theme}"
+    tab = open_tab(real, size=size, theme=theme)
+    page = tab.page
+    tab.picture(f"welcome-{name}")
+    tab.ask("What do I need against a werewolf?")
+    expect(page.locator(CHIP).first).to_be_visible(timeout=SLOW_MS)
+    tab.until_done()
+    tab.picture(f"answer-{name}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    page.get_by_test_id("card-1").click()
+    expect(page.get_by_test_id("passage")).to_be_visible()
+    tab.picture(f"row-{name}")
+
+
+@pytest.mark.model
+def test_stop_stops_the_real_model(real: str, open_tab: OpenTab) -> None:
+    tab = open_tab(real)
+    page = tab.page
+    tab.ask("What do I need against a werewolf?")
+    answer = page.locator(f"{ANSWER} .message-content")
+    expect(answer).to_be_visible(timeout=SLOW_MS)
+    page.locator("#stop-button").click()
+    tab.until_done()
+    expect(answer).to_contain_text("(stopped)")
+    frozen = answer.inner_text()
+    page.wait_for_timeout(1000)
+    assert answer.inner_text() == frozen

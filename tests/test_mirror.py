@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import polars as pl
+import pytest
+from conftest import World
+from deltalake import DeltaTable
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from llama_index.core import VectorStoreIndex
+from llama_index.core.vector_stores.types import VectorStoreQuery
+from llama_index.vector_stores.lancedb import LanceDBVectorStore
+
+from rag.errors import IndexingError, IndexMismatch, IndexNotBuilt, TableEmpty
+from rag.mirror import Recipe
+
+
+def frame(**texts: str | None) -> pl.DataFrame:
+    return pl.DataFrame({"row_id": list(texts), "text": list(texts.values())}).with_columns(
+        size=pl.col("text").str.len_chars()
+    )
+
+
+def mirrored(world: World) -> dict[str, str]:
+    """Row key → text of the whole index, and a check that nothing is there twice."""
+    nodes = world.store.get_nodes()
+    assert len({n.node_id for n in nodes}) == len(nodes)
+    texts: dict[str, str] = {}
+    for node in sorted(nodes, key=lambda n: n.start_char_idx or 0):
+        texts[node.metadata["row_key"]] = texts.get(node.metadata["row_key"], "") + node.text
+    return texts
+
+
+def counts(report: object) -> tuple[int, ...]:
+    names = ("n_added", "n_updated", "n_deleted", "n_unchanged", "n_embedded")
+    return tuple(getattr(report, n) for n in names)
+
+
+def test_a_sync_mirrors_exactly_what_changed(world: World) -> None:
+    world.write(frame(a="red apple", b="blue sky", c="green grass"))
+    assert counts(world.sync()) == (3, 0, 0, 0, 3)
+    assert counts(world.sync()) == (0, 0, 0, 3, 0)
+    world.write(frame(a="red apple", b="blue sea", d="grey mouse"))
+    assert counts(world.sync()) == (1, 1, 1, 1, 2)
+    assert mirrored(world) == {"a": "red apple", "b": "blue sea", "d": "grey mouse"}
+
+
+def test_only_new_text_is_embedded(world: World) -> None:
+    world.write(frame(a="red apple", b="blue sky").with_columns(price=pl.lit(1)))
+    world.sync()
+    world.write(frame(a="red apple", b="blue sky").with_columns(price=pl.lit(2)))
+    report = world.sync()
+    assert counts(report) == (0, 2, 0, 0, 0)
+    assert {n.metadata["price"] for n in world.store.get_nodes()} == {2}
+    # a text that moves to another key keeps its vector
+    world.write(frame(a="blue sky", z="red apple").with_columns(price=pl.lit(2)))
+    assert counts(world.sync()) == (1, 1, 1, 0, 0)
+
+
+def test_a_new_column_is_mirrored_without_embedding(world: World) -> None:
+    world.write(frame(a="red apple"))
+    world.sync()
+    world.write(frame(a="red apple").with_columns(new=pl.lit("n")))
+    assert counts(world.sync()) == (0, 1, 0, 0, 0)
+    assert world.store.get_nodes()[0].metadata["new"] == "n"
+
+
+def test_long_rows_become_nodes_and_shrink_again(world: World) -> None:
+    world.splitter.size = 4
+    world.write(frame(a="123456789", b="12"))
+    assert counts(world.sync()) == (2, 0, 0, 0, 4)
+    spans = {n.node_id: (n.start_char_idx, n.end_char_idx) for n in world.store.get_nodes()}
+    assert spans == {"0:a": (0, 4), "1:a": (4, 8), "2:a": (8, 9), "0:b": (0, 2)}
+    world.write(frame(a="12345", b="12"))
+    world.sync()
+    assert mirrored(world) == {"a": "12345", "b": "12"}
+    world.write(frame(b="12"))
+    world.sync()
+    assert mirrored(world) == {"b": "12"}
+
+
+def test_an_older_version_can_be_mirrored(world: World) -> None:
+    world.write(frame(a="old"))
+    world.write(frame(a="new", b="more"))
+    world.sync()
+    assert counts(world.sync(version=0))[1:3] == (1, 1)
+    assert mirrored(world) == {"a": "old"}
+    state = world.store.state()
+    assert state is not None
+    assert (state.table_version, state.n_rows) == (0, 1)
+
+
+def test_rows_without_a_key_follow_their_content(world: World) -> None:
+    world.write(pl.DataFrame({"text": ["x", "y", "x"]}))
+    assert counts(world.sync()) == (3, 0, 0, 0, 2)
+    world.write(pl.DataFrame({"text": ["x", "z"]}))
+    assert counts(world.sync()) == (1, 0, 2, 1, 1)
+    assert sorted(mirrored(world).values()) == ["x", "z"]
+
+
+def test_another_model_or_splitter_builds_anew(world: World) -> None:
+    world.write(frame(a="red apple", b="blue sky"))
+    world.sync()
+    world.recipe = Recipe("other words", 64, 400, 50)
+    assert counts(world.sync()) == (0, 2, 0, 0, 2)
+    world.template = "so: {text}"
+    assert counts(world.sync()) == (0, 2, 0, 0, 2)
+    assert mirrored(world) == {"a": "so: red apple", "b": "so: blue sky"}
+
+
+def test_another_table_at_the_same_place_is_refused(world: World, tmp_path: Path) -> None:
+    world.write(frame(a="red apple"))
+    world.sync()
+    (tmp_path / "table").rename(tmp_path / "moved")
+    world.write(frame(z="other"))
+    with pytest.raises(IndexMismatch, match="--rebuild"):
+        world.sync()
+    assert mirrored(world) == {"a": "red apple"}
+    assert counts(world.sync(rebuild=True)) == (1, 0, 0, 0, 1)
+    assert mirrored(world) == {"z": "other"}
+
+
+def test_an_empty_table_leaves_the_index_as_it_is(world: World) -> None:
+    world.write(frame(a="red apple"))
+    world.sync()
+    world.write(frame(a=None, b="  "))
+    with pytest.raises(TableEmpty, match="all its 2 rows are blank"):
+        world.sync()
+    assert mirrored(world) == {"a": "red apple"}
+
+
+def test_progress_counts_rows(world: World) -> None:
+    world.write(frame(**{f"k{i}": f"text {i}" for i in range(600)}))
+    told: list[tuple[str, int, int]] = []
+    world.sync(progress=lambda *told_now: told.append(told_now))
+    assert [t for t in told if t[0] == "rows"][-1] == ("rows", 600, 600)
+    assert len(told) > 3
+
+
+texts = st.one_of(st.none(), st.sampled_from(["red", "green", "blue", "  "]), st.text(max_size=12))
+tables = st.dictionaries(st.sampled_from("abcdefgh"), texts, min_size=1, max_size=8)
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(history=st.lists(tables, min_size=1, max_size=5), size=st.integers(2, 6))
+def test_any_history_ends_as_a_fresh_build(
+    tmp_path_factory: pytest.TempPathFactory, history: list[dict[str, str | None]], size: int
+) -> None:
+    world = World(tmp_path_factory.mktemp("history"))
+    world.splitter.size = size
+    for step in history:
+        rows = {k: v for k, v in step.items() if v and v.strip()}
+        world.write(frame(**step, always="here"))
+        report = world.sync()
+        assert mirrored(world) == {**rows, "always": "here"}
+        assert report.n_added + report.n_updated + report.n_unchanged == len(rows) + 1
+        assert report.n_blank == len(step) - len(rows)
+
+
+def test_a_reader_sees_one_version_at_a_time(world: World) -> None:
+    world.write(frame(a="red apple"))
+    world.sync()
+    before = world.store.snapshot()
+    world.write(frame(b="blue sky"))
+    world.sync()
+    assert before is not None
+    old = world.store.state(before)
+    new = world.store.state()
+    assert old is not None
+    assert new is not None
+    assert (old.table_version, new.table_version) == (0, 1)
+    assert set(world.store.hashes(before)) == {"a"}
+
+
+def test_the_stock_store_reads_the_index(world: World, tmp_path: Path) -> None:
+    world.write(frame(a="red apple", b="blue sky"))
+    world.sync()
+    stock = LanceDBVectorStore(
+        uri=str(tmp_path / "index"), table_name="nodes", doc_id_key="row_key"
+    )
+    for store in (stock, world.store):
+        index = VectorStoreIndex.from_vector_store(store, embed_model=world.embedding)
+        (found,) = index.as_retriever(similarity_top_k=1).retrieve("sky")
+        assert found.text == "blue sky"
+
+
+async def test_the_store_is_read_only_and_async(world: World) -> None:
+    query = VectorStoreQuery(query_embedding=[1.0] * 64, similarity_top_k=3)
+    with pytest.raises(IndexNotBuilt, match="rag sync"):
+        await world.store.aquery(query)
+    world.write(frame(a="red apple"))
+    world.sync()
+    assert (await world.store.aquery(query)).ids == ["0:a"]
+    for refuse in (
+        lambda: world.store.add([]),
+        lambda: world.store.delete("a"),
+        lambda: world.store.delete_nodes(["a"]),
+    ):
+        with pytest.raises(IndexingError, match="mirrors a Delta table"):
+            refuse()
+
+
+SYNC = """
+    import os, sys, time
+    sys.path[:0] = {path!r}
+    from pathlib import Path
+    from conftest import World
+    world = World(Path({folder!r}))
+    embed = world.embedding._get_text_embedding
+    def slowly(text):
+        print("embedded", flush=True)
+        time.sleep(0.002)
+        return embed(text)
+    object.__setattr__(world.embedding, "_get_text_embedding", slowly)
+    world.sync()
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("n_lines", [1, 200, 300, 550])
+def test_a_killed_sync_leaves_the_old_index_and_goes_on(world: World, n_lines: int) -> None:
+    world.write(frame(a="red apple"))
+    world.sync()
+    rows = {f"k{i}": f"text {i}" for i in range(600)}
+    world.write(frame(**rows))
+    folder = Path(world.uri).parent
+    code = textwrap.dedent(SYNC).format(path=sys.path, folder=str(folder))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for _ in range(n_lines):
+        assert process.stdout.readline() == "embedded\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert mirrored(world) == {"a": "red apple"}
+    report = world.sync()
+    # whole slices of 256 rows that the killed sync had staged are not embedded again
+    assert report.n_embedded == 600 - (n_lines - 1) // 256 * 256
+    assert mirrored(world) == rows
+
+
+def test_a_full_disk_leaves_the_old_index(tmp_path: Path) -> None:
+    """On a real file system of 4 MB, in a mount namespace of its own."""
+    code = f"""
+        import subprocess, sys
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", {str(tmp_path)!r}], check=True)
+        sys.path[:0] = {sys.path!r}
+        from pathlib import Path
+        import polars as pl
+        from conftest import World
+        from rag.errors import IndexWriteError
+        world = World(Path({str(tmp_path)!r}))
+        world.write(pl.DataFrame({{"row_id": [1], "text": ["red apple"]}}))
+        world.sync()
+        rows = [f"text {{i}}" for i in range(20_000)]
+        world.write(pl.DataFrame({{"row_id": range(20_000), "text": rows}}))
+        try:
+            world.sync()
+        except IndexWriteError as e:
+            print(e)
+        print([n.text for n in world.store.get_nodes()])
+    """
+    done = subprocess.run(
+        ["unshare", "-rm", sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+    )
+    if "unshare" in done.stderr and not os.environ.get("CI"):
+        pytest.skip(f"no user namespaces here: {done.stderr.strip()}")
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stderr
+    assert "could not be written" in lines[0]
+    assert "previous index still serves" in lines[0]
+    assert lines[1] == "['red apple']"
+
+
+def test_a_damaged_index_is_one_sentence(world: World, tmp_path: Path) -> None:
+    world.write(frame(a="red apple"))
+    world.sync()
+    versions = tmp_path / "index" / "nodes.lance" / "_versions"
+    versions.rename(tmp_path / "kept")
+    with pytest.raises(IndexingError, match="cannot be read.*rag sync"):
+        world.store.get_nodes()
+    (tmp_path / "kept").rename(versions)
+    assert mirrored(world) == {"a": "red apple"}
+
+
+def test_two_syncs_at_once_both_end_right(world: World) -> None:
+    rows = {f"k{i}": f"text {i}" for i in range(300)}
+    world.write(frame(**rows))
+    folder = Path(world.uri).parent
+    code = textwrap.dedent(SYNC).format(path=sys.path, folder=str(folder))
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [p.communicate()[0] for p in both]
+    assert [p.returncode for p in both] == [0, 0]
+    assert sum(o.count("embedded") for o in outputs) == 300
+    assert mirrored(world) == rows
+    assert DeltaTable(world.uri).version() == 0
