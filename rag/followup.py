@@ -50,4 +50,4 @@ def is_followup(question: str) -> bool:
     n_own = len(content_words(question))
     if _OPENERS.match(question.strip()):
         return n_own <= 2 * _SHORT
-    return n_own <= 1 or (n_own <= _SHORT and bool(_POINTERS.search(question)))
+    return n_own == 0 or (n_own <= _SHORT and bool(_POINTERS.search(question)))

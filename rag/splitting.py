@@ -34,7 +34,7 @@ _SPACE = re.compile(r"\s+")
 _SLACK = 8
 """Tokens that a piece may have more when it is cut out of its text: a broken word at each end."""
 _LAST_PART = 4
-"""A span may end early, for a sentence's or a word's sake, within the last quarter of its tokens."""
+"""A span may end early, after a sentence or a word, within the last quarter of its tokens."""
 
 
 class Splitter:

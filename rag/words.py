@@ -22,7 +22,7 @@ _STEM = 5
 share `strik`)."""
 
 STOP_WORDS = frozenset(
-    """a about above after again all also am an and any are as at be because been before being
+    """a about above after again against all also am an and any are as at be because been before being
     below between both but by can could did do does doing down during each else few for from
     further get give go had has have having he help her here hers him his how i if in into is it
     its itself just let like make many may me might more most much must my need needs no nor not

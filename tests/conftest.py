@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,7 +62,9 @@ def write_table(tmp_path: Path) -> WriteTable:
 
     def write(frame: pl.DataFrame, name: str = "table", mode: str = "overwrite") -> str:
         uri = str(tmp_path / name)
-        write_deltalake(uri, frame, mode=mode, schema_mode="overwrite" if mode == "overwrite" else None)
+        write_deltalake(
+            uri, frame, mode=mode, schema_mode="overwrite" if mode == "overwrite" else None
+        )
         return uri
 
     return write
@@ -93,3 +96,24 @@ class World:
 def world(tmp_path: Path) -> World:
     """A table and its index."""
     return World(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def shop_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with the demo library and its index, made by the real models."""
+    import rag
+    from rag import wiring
+
+    folder = tmp_path_factory.mktemp("shop")
+    with contextlib.chdir(folder):
+        settings = rag.Settings()
+        wiring.write_demo(settings)
+        assert rag.sync(settings).n_embedded >= 150
+    return folder
+
+
+@pytest.fixture
+def in_shop(shop_folder: Path, monkeypatch: pytest.MonkeyPatch, clean_settings: None) -> Path:
+    """The working directory is the shop."""
+    monkeypatch.chdir(shop_folder)
+    return shop_folder

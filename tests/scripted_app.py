@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from fakes import ScriptedLLM
@@ -27,6 +28,9 @@ from rag.web.preparation import Preparation
 
 WOLFSBANE = "For a werewolf at the mill you should use a silver dagger and a bundle of wolfsbane."
 NASTY = '<img src=x onerror="alert(1)"> ![x](http://evil.example/p.png) [y](javascript:alert(1))'
+NASTY_ROW = (
+    "<iframe src=//bad.test></iframe> ![](http://bad.test/q.gif) **Oars** [f](javascript:f())"
+)
 ANSWER = "Use a silver dagger and a bundle of wolfsbane. It is a fine day."
 LONG = "word " * 400
 TEXTS = (
@@ -71,7 +75,7 @@ HITS = (
         added_on=date(2026, 1, 2),
         note=None,
     ),
-    hit(2, NASTY, Scenario=NASTY),
+    hit(2, NASTY_ROW, Scenario=NASTY_ROW),
 )
 
 
@@ -134,10 +138,10 @@ def script(prompt: str) -> str:
 
 
 def load(progress: Progress) -> MakeEngine:
-    """Take as long as a browser needs to see it."""
-    for n in range(4):
-        progress("embedding", n, 4)
-        time.sleep(0.5)
+    """Take until there is a file `go`, so that a browser test sees the warm-up."""
+    progress("embedding", 120, 165)
+    while not Path("go").exists():
+        time.sleep(0.05)
     return lambda: engine(script, seconds=0.02)
 
 

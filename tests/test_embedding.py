@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from rag import weights
 from rag.embedding import E5Embedding, token_batches
 from rag.errors import ModelError, QuestionError, WeightsNotFound
 from rag.weights import e5_pack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 REFERENCE = Path(__file__).parent / "data" / "e5_reference.json"
 
@@ -113,16 +117,28 @@ def test_a_lone_surrogate_is_embedded_as_a_question_mark(tiny: E5Embedding) -> N
     assert tiny.get_query_embedding("wolf \ud800") == tiny.get_query_embedding("wolf ?")
 
 
-def test_threads_share_one_model(tiny: E5Embedding) -> None:
-    texts = [f"{'wolf ' * (i % 30)}{i}" for i in range(60)]
-    expected = tiny.get_text_embedding_batch(texts)
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Threads take turns after a microsecond, so that a race shows in a short test."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
-    def work(i: int) -> list[float]:
-        tiny.n_tokens(texts[i], "query")
-        return tiny.get_text_embedding(texts[i])
+
+@pytest.mark.usefixtures("eager_threads")
+def test_threads_share_one_model(tiny: E5Embedding) -> None:
+    texts = [f"{'wolf ' * (i % 30)}{i}" for i in range(80)]
+    expected = tiny.get_text_embedding_batch(texts)
+    long = "wolf " * 500
+
+    def work(i: int) -> tuple[int, list[float]]:
+        # encoding sets the tokenizer to cut, counting sets it not to
+        return tiny.n_tokens(long, "query"), tiny.get_text_embedding(texts[i])
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(work, range(len(texts))))
+        counts, found = zip(*pool.map(work, range(len(texts))), strict=True)
+    assert set(counts) == {504}
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

@@ -154,7 +154,9 @@ hostile = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(value=hostile, operator=st.sampled_from(["==", "in", "text_match", "contains"]))
 def test_no_value_becomes_sql(filtered: World, value: str, operator: str) -> None:
     given_value = [value] if operator == "in" else value

@@ -29,7 +29,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from markdown_it import MarkdownIt
-from scripted_app import ANSWER, HITS, LONG, NASTY, TEXTS, FixedRetriever, engine, hit
+from scripted_app import ANSWER, HITS, LONG, NASTY, NASTY_ROW, TEXTS, FixedRetriever, engine, hit
 from starlette.testclient import TestClient
 
 import rag.web
@@ -170,6 +170,21 @@ async def test_an_answer_streams_with_search_chips_and_cards(open_page) -> None:
     assert page.emitted[-1][0] == "task_end"
 
 
+async def test_a_turn_never_blocks_the_event_loop(open_page, blockbuster) -> None:
+    # what Chainlit itself does: a millisecond between two messages, a folder for its elements
+    for function, module, name in (
+        ("time.sleep", "chainlit/step.py", "__init__"),
+        ("time.sleep", "chainlit/message.py", "__init__"),
+        ("os.mkdir", "chainlit/session.py", "persist_file"),
+        ("os.stat", "chainlit/session.py", "persist_file"),
+    ):
+        blockbuster.functions[function].can_block_in(module, name)
+    page = open_page()
+    await page.ask("What helps?")
+    assert "silver dagger" in page.answers()[0]
+    assert page.cards()["is_done"]
+
+
 async def test_cards_are_there_before_the_first_word(open_page) -> None:
     page = open_page()
     await page.ask("What helps?")
@@ -192,7 +207,7 @@ async def test_a_card_holds_the_row_and_marks_what_was_cited(open_page) -> None:
         ["note", None],
     ]
     assert (card["table"], card["version"], card["row"]) == ("shop", 3, "row-1")
-    assert other["segments"] == [{"text": NASTY, "is_cited": False}]
+    assert other["segments"] == [{"text": NASTY_ROW, "is_cited": False}]
 
 
 async def test_a_refusal_shows_its_text_and_neither_chips_nor_cards(open_page) -> None:

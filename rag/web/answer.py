@@ -5,7 +5,9 @@ Knows Chainlit's messages, steps and elements; does not know where the pieces co
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import chainlit as cl
@@ -113,5 +115,6 @@ class Answer:
         }
         # Chainlit keeps a copy of each element there and removes the folder above it when
         # another Chainlit of the same directory ends
-        cl.context.session.files_dir.mkdir(parents=True, exist_ok=True)
+        files: Path = cl.context.session.files_dir
+        await asyncio.to_thread(files.mkdir, parents=True, exist_ok=True)
         await self._cards.send(for_id=self._message.id)

@@ -144,7 +144,9 @@ def _logo(title: str, theme: str) -> str:
     """Return the emblem with the title below it, in the theme's colours."""
     ink, faint = _INK[theme]
     emblem = (PUBLIC / "favicon.svg").read_text(encoding="utf-8")
-    emblem = emblem[emblem.index("<svg") :].replace("<svg", '<svg x="160" y="0" width="160" height="160"', 1)
+    emblem = emblem[emblem.index("<svg") :].replace(
+        "<svg", '<svg x="160" y="0" width="160" height="160"', 1
+    )
     size = min(56, 760 // max(len(title), 1))
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 480 270" role="img">'

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+import pytest
+from blockbuster import BlockBuster
+from conftest import World
+from fakes import ScriptedLLM
+from llama_index.core import Settings as LlamaSettings
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
+
+from rag.chat import Answering, Cited, Done, Searched, Token, TurnOptions, Turns
+from rag.engines import TableChatEngine, TableQueryEngine
+from rag.errors import QuestionError
+from rag.retrieval import Hit, TableRetriever, relevance
+
+ROWS = {
+    "wolf": "hunting a werewolf: use a wolfsbane tincture and a silvered spear",
+    "swamp": "crossing a swamp: use tall stilts and a marsh lantern",
+    "dragon": "fighting a dragon: use a tower shield and a frost lance",
+}
+OPTIONS = TurnOptions(
+    persona="You are a shopkeeper.",
+    n_passages=2,
+    min_relevance=0.5,
+    max_question_chars=200,
+    max_tokens=50,
+    n_ctx=2000,
+)
+
+
+class Shop:
+    """A table, its index and engines around a scripted model."""
+
+    def __init__(self, world: World) -> None:
+        world.write(
+            pl.DataFrame(
+                {"row_id": list(ROWS), "text": list(ROWS.values()), "danger": [3, 1, 5]}
+            )
+        )
+        world.sync()
+        self.world = world
+
+    def retriever(self, top_k: int = 5, **options: Any) -> TableRetriever:
+        return TableRetriever(self.world.store, self.world.embedding, top_k=top_k, **options)
+
+    def turns(self, script: Any, *, is_chat: bool = False, **options: Any) -> Turns:
+        self.llm = ScriptedLLM(script=script, is_chat=is_chat)
+        return Turns(
+            self.retriever(),
+            self.llm,
+            n_tokens=self.llm.n_tokens,
+            table_version=lambda: 0,
+            # the hashed words' cosines are no E5's: every hit counts as relevant
+            options=TurnOptions(**{**OPTIONS.__dict__, "min_relevance": 0.0, **options}),
+        )
+
+    def chat(self, script: Any, history_turns: int = 3, **options: Any) -> TableChatEngine:
+        return TableChatEngine(self.turns(script, **options), history_turns=history_turns)
+
+
+@pytest.fixture
+def shop(world: World) -> Shop:
+    return Shop(world)
+
+
+ANSWER = "Take a wolfsbane tincture. The silvered spear helps. Paris is a city in France."
+
+
+def test_a_turn_is_a_stream_of_events(shop: Shop) -> None:
+    events = list(shop.chat(ANSWER).events("What hunts a werewolf?"))
+    assert isinstance(events[0], Searched)
+    assert [h.node.metadata["row_key"] for h in events[0].hits][0] == "wolf"
+    assert isinstance(events[1], Answering)
+    assert len(events[1].sources) == 2
+    # a citation stands right behind its sentence
+    shown = "".join(
+        e.text if isinstance(e, Token) else f"<{e.citation.n}>" if isinstance(e, Cited) else ""
+        for e in events
+    )
+    assert shown == (
+        "Take a wolfsbane tincture.<1> The silvered spear helps.<1> Paris is a city in France."
+    )
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert done.answer == ANSWER
+    text = done.sources[0].node.text
+    spans = [text[c.start : c.end] for c in done.citations]
+    assert spans == ["wolfsbane tincture", "silvered spear"]
+
+
+@pytest.mark.parametrize("piece", [1, 3, 1000])
+def test_citations_do_not_depend_on_how_tokens_fall(shop: Shop, piece: int) -> None:
+    from rag.chat import _Citer
+
+    hits = shop.retriever(top_k=1).retrieve("werewolf")
+    citer = _Citer(hits)
+    shown = ""
+    for i in range(0, len(ANSWER), piece):
+        for e in citer.feed(ANSWER[i : i + piece]):
+            shown += e.text if isinstance(e, Token) else "*"
+    shown += "".join("*" for _ in citer.finish())
+    assert shown.replace("*", "") == ANSWER
+    assert len(citer.citations) == 2
+    if piece < 1000:
+        assert shown.index("*") <= ANSWER.index(" The") + 2
+    else:
+        assert shown.startswith("Take a wolfsbane tincture.*")
+
+
+def test_nothing_relevant_is_refused_without_the_model(shop: Shop) -> None:
+    engine = shop.chat(ANSWER, min_relevance=1.0)
+    response = engine.chat("What hunts a werewolf?")
+    assert response.source_nodes == []
+    assert response.metadata == {"refused": True, "table_version": 0, "citations": []}
+    assert "holds nothing on this" in response.response
+    assert shop.llm.prompts == []
+
+
+def test_the_response_carries_sources_and_citations(shop: Shop) -> None:
+    response = TableQueryEngine(shop.turns(ANSWER)).query("What hunts a werewolf?")
+    assert response.response.startswith("Take a wolfsbane tincture. [1] The silvered")
+    assert response.metadata["refused"] is False
+    assert response.metadata["table_version"] == 0
+    first = response.metadata["citations"][0]
+    node = response.source_nodes[first["n"] - 1].node
+    assert node.metadata["row_key"] == first["row_key"] == "wolf"
+    assert node.text[first["start"] : first["end"]] == "wolfsbane tincture"
+
+
+def test_a_query_engine_streams(shop: Shop) -> None:
+    response = TableQueryEngine(shop.turns(ANSWER), streaming=True).query("a werewolf?")
+    assert len(response.source_nodes) == 2
+    assert "citations" not in response.metadata
+    pieces = list(response.response_gen)
+    assert len(pieces) > 5
+    assert len(response.metadata["citations"]) == 2
+
+
+async def test_everything_works_async_without_blocking(
+    shop: Shop, blockbuster: BlockBuster
+) -> None:
+    single = await TableQueryEngine(shop.turns(ANSWER)).aquery("a werewolf?")
+    assert single.metadata["citations"]
+    stream = await TableQueryEngine(shop.turns(ANSWER), streaming=True).aquery("a werewolf?")
+    assert len([t async for t in stream.response_gen]) > 5
+    engine = shop.chat(ANSWER)
+    assert (await engine.achat("a werewolf?")).metadata["citations"]
+    chat = await engine.astream_chat("and a dragon?")
+    assert len([t async for t in chat.async_response_gen()]) > 5
+    assert chat.metadata["table_version"] == 0
+    assert len(engine.chat_history) == 4
+    hits = await shop.retriever().aretrieve("a swamp")
+    assert hits[0].node.metadata["row_key"] == "swamp"
+
+
+def test_a_chat_remembers_and_forgets(shop: Shop) -> None:
+    engine = shop.chat("Take stilts.", history_turns=2)
+    stream = engine.stream_chat("How do I cross a swamp?")
+    assert str(stream).startswith("Take stilts.")
+    engine.chat("And at night?")
+    assert "swamp" in shop.llm.prompts[-1].split("Question:")[-1]
+    engine.chat("How to fight a dragon of the north?")
+    assert [m.content for m in engine.chat_history][0] == "And at night?"
+    engine.reset()
+    assert engine.chat_history == []
+    engine.chat("And at night?", chat_history=[ChatMessage(role="user", content="a werewolf?")])
+    assert "werewolf" in shop.llm.prompts[-1].split("Question:")[-1]
+
+
+def test_a_chat_model_gets_persona_history_and_passages(shop: Shop) -> None:
+    engine = shop.chat("Take stilts.", is_chat=True)
+    engine.chat("How do I cross a swamp?")
+    engine.chat("How to fight a dragon?")
+    prompt = shop.llm.prompts[-1]
+    assert prompt.index("shopkeeper") < prompt.index("cross a swamp?") < prompt.index("tower shield")
+    assert prompt.rstrip().endswith("How to fight a dragon?") or "dragon?" in prompt[-200:]
+
+
+def test_a_closed_stream_stops_the_model_and_remembers_the_part(shop: Shop) -> None:
+    engine = shop.chat(ANSWER)
+    events = engine.events("What hunts a werewolf?")
+    with contextlib.closing(events):
+        for event in events:
+            if isinstance(event, Token):
+                break
+    engine.chat("What crosses a swamp?")
+    remembered = [m.content for m in engine.chat_history]
+    assert remembered[0] == "What hunts a werewolf?"
+    assert ANSWER.startswith(str(remembered[1]))
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [("", "empty"), (" \n", "empty"), ("x" * 100_000, "100,000 characters; at most 200")],
+)
+def test_a_bad_question_is_one_sentence(shop: Shop, question: str, message: str) -> None:
+    engine = shop.chat(ANSWER)
+    with pytest.raises(QuestionError, match=message):
+        engine.chat(question)
+    with pytest.raises(QuestionError, match=message):
+        TableQueryEngine(shop.turns(ANSWER)).query(question)
+    assert engine.chat_history == []
+
+
+def test_the_retriever_returns_distinct_rows_best_first(shop: Shop) -> None:
+    shop.world.splitter.size = 12
+    shop.world.recipe = type(shop.world.recipe)("words again", 64, 400, 50)
+    shop.world.sync()
+    hits = shop.retriever(top_k=3).retrieve("a silvered spear for the werewolf")
+    keys = [h.node.metadata["row_key"] for h in hits]
+    assert sorted(keys) == ["dragon", "swamp", "wolf"]
+    assert keys[0] == "wolf"
+    assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
+    assert shop.retriever(top_k=1).retrieve("spear")[0].node.metadata["danger"] == 3
+
+
+def test_the_retriever_filters_and_finds_nothing(shop: Shop) -> None:
+    filters = MetadataFilters(filters=[MetadataFilter(key="danger", operator="<", value=2)])
+    hits = shop.retriever(filters=filters).retrieve("a werewolf")
+    assert [h.node.metadata["row_key"] for h in hits] == ["swamp"]
+    none = MetadataFilters(filters=[MetadataFilter(key="danger", operator=">", value=9)])
+    assert shop.retriever(filters=none).retrieve("a werewolf") == []
+
+
+def test_hits_are_named_and_weighed(shop: Shop) -> None:
+    (hit,) = shop.retriever(top_k=1, title_column="row_id").retrieve("a werewolf")
+    assert isinstance(hit, Hit)
+    assert hit.title == "wolf"
+    assert 0 <= hit.relevance <= 1
+
+
+def test_relevance_grows_with_each_of_its_signs() -> None:
+    base = relevance(0.84, [0.84, 0.83], 0.0)
+    assert relevance(0.86, [0.86, 0.85], 0.0) > base
+    assert relevance(0.84, [0.84, 0.80], 0.0) > base
+    assert relevance(0.84, [0.84, 0.83], 0.5) > base
+    assert relevance(0.84, [0.84], 0.0) < relevance(1.0, [1.0], 1.0) <= 1
+
+
+def test_llama_index_settings_stay_untouched(shop: Shop) -> None:
+    shop.chat(ANSWER).chat("a werewolf?")
+    assert LlamaSettings._llm is None
+    assert LlamaSettings._embed_model is None
+
+
+def test_a_long_table_row_never_overflows_the_prompt(shop: Shop) -> None:
+    shop.world.write(pl.DataFrame({"row_id": ["big"], "text": ["werewolf " * 5000]}))
+    shop.world.sync(rebuild=True)
+    for is_chat in (False, True):
+        engine = shop.chat("ok", is_chat=is_chat, n_ctx=600)
+        for _ in range(4):
+            engine.chat("a werewolf " * 10)
+        assert all(shop.llm.n_tokens(p) <= 600 for p in shop.llm.prompts)
+
+
+Script = Callable[[str], str]

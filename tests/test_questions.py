@@ -1,0 +1,44 @@
+"""The demo questions through the real models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import rag
+from rag.demo import rows
+
+QUESTIONS = yaml.safe_load((Path(__file__).parent / "data" / "demo_questions.yaml").read_text())
+ANSWERABLE = [q for q in QUESTIONS if q["row_id"] is not None]
+OFF_TOPIC = [q for q in QUESTIONS if q["row_id"] is None]
+
+
+@pytest.mark.model
+def test_the_demo_questions_are_answered_from_the_right_row(in_shop: Path) -> None:
+    assert (len(ANSWERABLE), len(OFF_TOPIC)) == (30, 10)
+    items = {row.row_id: {i.lower() for i in row.items} for row in rows()}
+    engine = rag.query_engine(rag.Settings())
+    wrong_row, wrong_answer, uncited = [], [], []
+    for asked in ANSWERABLE:
+        response = engine.query(asked["question"])
+        text = str(response).lower()
+        found = [n.node.metadata["row_key"] for n in response.source_nodes]
+        if found[:1] != [asked["row_id"]]:
+            wrong_row.append((asked, found))
+        own = items[asked["row_id"]]
+        foreign = {i for row_id, its in items.items() if row_id != asked["row_id"] for i in its}
+        if not any(i in text for i in own) or any(i in text for i in foreign - own):
+            wrong_answer.append((asked, text))
+        if not response.metadata["citations"]:
+            uncited.append((asked, text))
+    answered = [a for a in OFF_TOPIC if not engine.query(a["question"]).metadata["refused"]]
+    print(
+        f"\nright row {30 - len(wrong_row)}/30, right answer {30 - len(wrong_answer)}/30, "
+        f"cited {30 - len(uncited)}/30, off-topic refused {10 - len(answered)}/10"
+    )
+    assert len(wrong_row) <= 2, wrong_row
+    assert len(wrong_answer) <= 3, wrong_answer
+    assert len(uncited) <= 3, uncited
+    assert len(answered) <= 1, answered

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+
+from rag.citation import find_support
+from rag.followup import is_followup, standalone
+from rag.words import content_words, numbers, sentence_ends, stems
+
+PASSAGE = (
+    "For hunting a werewolf that stalks a village you should use a wolfsbane tincture to weaken it, "
+    "a silvered spear for 25 gold to pierce its hide, and ankle bells that ring when it circles"
+)
+OTHER = "For crossing a swamp you should use stilts, a lantern of marsh gas and a frog that guides you"
+
+
+def test_content_words_say_where_they_stand() -> None:
+    text = "Don't take the Wolves' 25 spears!"
+    assert [text[w.start : w.end] for w in content_words(text)] == ["Don't", "Wolves", "25", "spears"]
+
+
+def test_forms_of_a_word_share_a_stem() -> None:
+    assert stems("striking spears") == stems("strikes a spear")
+
+
+def test_scripts_without_spaces_have_words() -> None:
+    assert stems("狼人") == {"狼人"}
+    assert stems("对付狼人") == {"对付", "付狼", "狼人"}
+
+
+def test_numbers_keep_their_form() -> None:
+    assert numbers("12.50 or 1,000 and 7.") == {"12.50", "1,000", "7"}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("One. Two! Three", ["One.", "Two!"]),
+        ('He said "go." Then left', ['He said "go."']),
+        ("狼。人", ["狼。"]),
+        ("1.5 gold pieces", []),
+        ("line\nline", ["line"]),
+    ],
+)
+def test_sentences_end_where_they_end(text: str, sentences: list[str]) -> None:
+    found, start = [], 0
+    for end, following in sentence_ends(text):
+        found.append(text[start:end].strip(' "') if '"' not in text else text[start:end])
+        start = following
+    assert [f.rstrip('"') for f in found] == [s.rstrip('"') for s in sentences]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "span"),
+    [
+        ("Take a wolfsbane tincture.", "wolfsbane tincture"),
+        ("A silvered spear pierces its hide.", "silvered spear for 25 gold to pierce its hide"),
+        ("The silvered spear costs 25 gold", "silvered spear for 25 gold"),
+    ],
+)
+def test_a_supported_sentence_points_at_its_words(sentence: str, span: str) -> None:
+    support = find_support(sentence, [OTHER, PASSAGE])
+    assert support is not None
+    assert support.index == 1
+    assert PASSAGE[support.start : support.end] == span
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Paris is the capital of France.",
+        "The silvered spear costs 30 gold.",  # a number that is not there
+        "Yes.",
+        "",
+    ],
+)
+def test_an_unsupported_sentence_is_not_cited(sentence: str) -> None:
+    assert find_support(sentence, [OTHER, PASSAGE]) is None
+
+
+@pytest.mark.parametrize(
+    ("question", "followup"),
+    [
+        ("And for the swamp?", True),
+        ("What about two of them?", True),
+        ("Why?", True),
+        ("Is there a cheaper one?", True),
+        ("What do I need against a werewolf?", False),
+        ("How do I cross a haunted swamp without getting lost in the dark?", False),
+    ],
+)
+def test_a_followup_is_recognised(question: str, followup: bool) -> None:
+    assert is_followup(question) is followup
+
+
+def test_a_followup_carries_what_was_asked() -> None:
+    first = "What do I need against a werewolf?"
+    assert standalone("And in winter?", [first]) == "And in winter? (werewolf)"
+    assert standalone("And at night?", [first, "And in winter?"]) == "And at night? (winter werewolf)"
+    assert standalone(first, ["How do I cross a swamp?"]) == first
+    assert standalone("And in winter?", []) == "And in winter?"
