@@ -1,7 +1,7 @@
 """A follow-up question, made self-contained by rule.
 
-Knows words only. A model of the smallest size cannot rewrite a question, a rule can: it carries
-the last question's content words into one that cannot stand alone.
+Knows words only. A model of the smallest size cannot rewrite a question, a rule can: it puts the
+last question that stood alone in front of one that cannot.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ _POINTERS = re.compile(
     r"instead|cheaper|better|same)\b",
     re.IGNORECASE,
 )
+_CARRIED_CHARS = 300
+"""Of the last question, so that both fit the embedding model's window."""
 _SHORT = 3
 """With a pointer and at most this many content words of its own, a question leans on the last."""
 
@@ -28,21 +30,18 @@ _SHORT = 3
 def standalone(question: str, earlier: Sequence[str]) -> str:
     """Return the question with what it needs from the earlier ones.
 
+    Of 15 follow-ups to 4 demo questions, 2026-11-22, the whole last question in front finds the
+    right row first 13 times and never falls below the relevance threshold; its content words behind
+    do so 11 times, and 1 is refused.
+
     Args:
         question: As typed.
         earlier: Earlier questions, oldest first.
     """
-    if not earlier or not is_followup(question):
+    if not is_followup(question):
         return question
-    # the last question may lean on the one before it
-    context = standalone(earlier[-1], earlier[:-1])
-    own = {w.stem for w in content_words(question)}
-    carried: list[str] = []
-    for word in content_words(context):
-        if word.stem not in own:
-            own.add(word.stem)
-            carried.append(context[word.start : word.end])
-    return f"{question} ({' '.join(carried)})" if carried else question
+    alone = next((q for q in reversed(earlier) if not is_followup(q)), "")
+    return f"{alone[:_CARRIED_CHARS]} {question}".strip()
 
 
 def is_followup(question: str) -> bool:

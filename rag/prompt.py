@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 
@@ -16,24 +17,47 @@ from rag.errors import ModelError, QuestionError
 COMPLETION_STOP: tuple[str, ...] = ("\n",)
 """Where a completion ends: the answers of the examples are one line."""
 
+
+class _Shot(NamedTuple):
+    question: str
+    passage: str
+    answer: str
+
+
 _SHOTS = (
-    (
-        "What do I need to clean an old picture?",
-        "For restoring an old oil painting in a damp museum you should use a soft badger brush to "
-        "lift the dust, a cotton swab with spirit to clean the varnish, and a small humidity meter "
-        "to watch the air",
-        "You need a soft badger brush to lift the dust, a cotton swab with spirit to clean the "
-        "varnish, and a small humidity meter to watch the air.",
+    _Shot(
+        question="What do I need to clean an old picture?",
+        passage="For restoring an old oil painting in a damp museum you should use a soft badger "
+        "brush to lift the dust, a cotton swab with spirit to clean the varnish, and a small "
+        "humidity meter to watch the air",
+        answer="You need a soft badger brush to lift the dust, a cotton swab with spirit to clean "
+        "the varnish, and a small humidity meter to watch the air.",
     ),
-    (
-        "When is the museum open?",
-        "City museum: open from ten to six, closed on Mondays, free on the first Sunday of the "
-        "month",
-        "The city museum is open from ten to six, closed on Mondays, and free on the first Sunday "
-        "of the month.",
+    _Shot(
+        question="When is the museum open?",
+        passage="City museum: open from ten to six, closed on Mondays, free on the first Sunday of "
+        "the month",
+        answer="The city museum is open from ten to six, closed on Mondays, and free on the first "
+        "Sunday of the month.",
     ),
 )
-"""The two examples: question, passage, answer. SOURCE"""
+"""The two examples. Neither is about anything the demo library holds.
+
+Source: 2026-11-22, Gemma 3 270M Q4_K_M, greedy, the right passage given, one line of answer.
+Good: names an item of the row, nothing of the examples, at most three sentences, ends by itself.
+12 rows like the demo's (all three items named) | 6 rows of other shapes (the fact is named):
+
+    passage, question, answer; two `For … use …` rows                 11 (11) | 3
+    the same below a line of instruction                              10 (10) | 3
+    the same, the first example a recipe in prose                      6  (5) | 5
+    question, passage, answer; two `For … use …` rows                 12 (12) | 4
+    ... the first a recipe in prose                                   12 (12) | 5
+    ... the second a fact about opening hours: these                  12 (12) | 5
+    passage first, every answer beginning `For that, use`             12 (12) | 0
+
+With the question first the model no longer repeats the question or an example's answer. Held out:
+30 of 30 demo questions good and all three items named in 30 (in 28 with two `For … use …` rows).
+"""
 
 _INSTRUCTION = (
     "Answer the question briefly, in at most three sentences, only from the passages. "
@@ -129,7 +153,8 @@ def completion_prompt(question: str, passages: Sequence[str]) -> str:
     Everything that is put into the frame becomes one line, so no row and no question can begin a
     frame line of its own. The best passage stands last, next to the answer.
     """
-    asked = (*((q, (p,), f" {a}\n\n") for q, p, a in _SHOTS), (question, passages[::-1], ""))
+    shown = [(shot.question, [shot.passage], f" {shot.answer}\n\n") for shot in _SHOTS]
+    asked = [*shown, (question, passages[::-1], "")]
     return "".join(
         f"Question: {_one_line(q)}\n"
         + "".join(f"Passage: {_one_line(p)}\n" for p in ps)

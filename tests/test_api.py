@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -93,7 +94,7 @@ def test_off_topic_is_refused(settings: rag.Settings) -> None:
 async def test_a_chat_streams_and_remembers(
     settings: rag.Settings, blockbuster: BlockBuster
 ) -> None:
-    chat = rag.chat_engine(settings)
+    chat = await asyncio.to_thread(rag.chat_engine, settings)
     assert isinstance(chat, BaseChatEngine)
     stream = await chat.astream_chat(WEREWOLF)
     assert isinstance(stream, StreamingAgentChatResponse)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from scripted_app import NASTY_ROW, TEXTS, WOLFSBANE
 from test_web import normal
 
@@ -362,12 +364,17 @@ def test_dark_and_narrow(real: str, open_tab: OpenTab, size: dict[str, int], the
 def test_stop_stops_the_real_model(real: str, open_tab: OpenTab) -> None:
     tab = open_tab(real)
     page = tab.page
-    tab.ask("What do I need against a werewolf?")
     answer = page.locator(f"{ANSWER} .message-content")
-    expect(answer).to_be_visible(timeout=SLOW_MS)
-    page.locator("#stop-button").click()
-    tab.until_done()
-    expect(answer).to_contain_text("(stopped)")
-    frozen = answer.inner_text()
+    stopped = answer.last.get_by_text("(stopped)")
+    for n in range(4):  # a fast machine may be done before the button is hit
+        tab.ask("What do I need against a werewolf?")
+        expect(answer).to_have_count(n + 1, timeout=SLOW_MS)
+        with contextlib.suppress(PlaywrightTimeout):
+            page.locator("#stop-button").click(timeout=1000)
+        tab.until_done()
+        if stopped.count():
+            break
+    expect(stopped).to_be_visible()
+    frozen = answer.last.inner_text()
     page.wait_for_timeout(1000)
-    assert answer.inner_text() == frozen
+    assert answer.last.inner_text() == frozen

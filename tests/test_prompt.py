@@ -92,13 +92,9 @@ def test_no_row_and_no_question_begins_a_line_of_the_frame(line_end: str) -> Non
 
 def test_a_completion_stops_where_its_frame_would_go_on() -> None:
     assert any(stop in "an answer\n\nQuestion:" for stop in COMPLETION_STOP)
-    assert not any(stop in answer for _, _, answer in _shots() for stop in COMPLETION_STOP)
-
-
-def _shots() -> list[tuple[str, str, str]]:
-    from rag.prompt import _SHOTS
-
-    return list(_SHOTS)
+    answers = [line for line in completion_prompt("", []).splitlines() if line[:7] == "Answer:"]
+    assert len(answers) == 3
+    assert not any(stop in answer for answer in answers for stop in COMPLETION_STOP)
 
 
 def test_a_chat_is_persona_history_and_one_numbered_turn() -> None:

@@ -94,7 +94,8 @@ def test_a_followup_is_recognised(question: str, followup: bool) -> None:
 
 def test_a_followup_carries_what_was_asked() -> None:
     first = "What do I need against a werewolf?"
-    assert standalone("And in winter?", [first]) == "And in winter? (werewolf)"
-    assert standalone("And at night?", [first, "And in winter?"]) == "And at night? (winter werewolf)"
+    assert standalone("And in winter?", [first]) == f"{first} And in winter?"
+    assert standalone("And at night?", [first, "And in winter?"]) == f"{first} And at night?"
     assert standalone(first, ["How do I cross a swamp?"]) == first
     assert standalone("And in winter?", []) == "And in winter?"
+    assert len(standalone("And in winter?", ["wolf " * 500])) < 400

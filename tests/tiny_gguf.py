@@ -59,7 +59,8 @@ class TinyModel:
         **fields: Value,
     ) -> None:
         self.words = list(words)
-        self._follows = follows
+        self.follows = dict(follows)
+        """Token id to the ids that may follow it, equally likely; without any, the answer ends."""
         self._types = types or {}
         self._fields: dict[str, Value] = {"tokenizer.ggml.add_space_prefix": add_space_prefix}
         if template is not None:
@@ -105,7 +106,7 @@ class TinyModel:
         embedding = np.eye(n_vocab, n_embd, dtype=np.float32)  # a direction for each token
         output = np.zeros((n_vocab, n_embd), dtype=np.float32)
         output[2] = 0.1  # what has no follower ends
-        for token, followers in self._follows.items():
+        for token, followers in self.follows.items():
             output[list(followers), token] = 1.0
         square = np.zeros((n_embd, n_embd), dtype=np.float32)
         return {

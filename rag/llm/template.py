@@ -48,7 +48,7 @@ class ChatTemplate:
             bos_token=tokens.text(tokens.bos) if tokens.bos >= 0 else "",
             eos_token=tokens.text(tokens.eos) if tokens.eos >= 0 else "",
         )
-        self._specials = tokens.specials()
+        self._specials = tokens.specials
         self._partition = functools.lru_cache(maxsize=256)(self._find_specials)
         self._has_system = self._renders([("system", "s"), ("user", "u")])
 

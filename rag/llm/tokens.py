@@ -5,7 +5,8 @@ ten characters. llama.cpp's own switch (`parse_special=False`) is not enough for
 - a SentencePiece vocabulary with the pieces `</` and `s>` *merges* them into the end token;
 - a control token that the GGUF types as "user defined" is matched with the switch off too.
 Both are tested. Here the text of such a token is cut after its first character and the two parts
-are tokenised apart.
+are tokenised apart: what merged into a control token, what the chat template uses as a marker, and
+every `<|…|>`. Other user-defined tokens (HTML tags in Gemma's vocabulary) are content.
 
 Every function may be called from any thread: llama.cpp's vocabulary is read-only.
 """
@@ -28,6 +29,8 @@ class Special:
 
     token: int
     text: str
+    is_user_defined: bool
+    """Whether llama.cpp matches it in any text, template or content."""
     strips_left: bool
     strips_right: bool
 
@@ -44,6 +47,9 @@ class Tokens:
         """The end-of-sequence token, -1 where there is none."""
         self.starts_with_bos = self.bos >= 0 and llama_cpp.llama_vocab_get_add_bos(self._vocab)
         """Whether the model expects `bos` before every prompt."""
+        self.specials = self._specials()
+        """The tokens that a template may mean, longest text first, as llama.cpp matches them."""
+        self._pipes = [s.text for s in self.specials if s.text[:2] == "<|" and s.is_user_defined]
 
     def encode(self, text: str, *, apart: Collection[str] = ()) -> list[int]:
         """Tokenise content: no beginning-of-sequence token, no control token.
@@ -52,7 +58,7 @@ class Tokens:
             text: Any text; a lone surrogate becomes `?`.
             apart: Texts of further tokens that must not come out, whatever their type.
         """
-        for marker in apart:
+        for marker in (*apart, *self._pipes) if "<|" in text else apart:
             if marker in text:
                 return [t for part in _cut(text, marker) for t in self.encode(part, apart=apart)]
         tokens = self._tokenise(text)
@@ -92,12 +98,9 @@ class Tokens:
                 return buffer.raw[:n]
             size = -n
 
-    def specials(self) -> list[Special]:
-        """List the tokens that a template may mean, longest text first, as llama.cpp matches them.
-
-        That is every control token, and every "user defined" one that looks like one; runs of
-        spaces and newlines are user defined in some vocabularies and stay content.
-        """
+    def _specials(self) -> list[Special]:
+        # every control token, and every "user defined" one that looks like one: runs of spaces and
+        # newlines are user defined in some vocabularies and stay content
         found = []
         for token in range(llama_cpp.llama_vocab_n_tokens(self._vocab)):
             attributes = self._attributes(token)
@@ -110,6 +113,7 @@ class Tokens:
                     Special(
                         token,
                         text,
+                        is_user_defined=not attributes & _ALWAYS_SPECIAL,
                         strips_left=bool(attributes & llama_cpp.LLAMA_TOKEN_ATTR_LSTRIP),
                         strips_right=bool(attributes & llama_cpp.LLAMA_TOKEN_ATTR_RSTRIP),
                     )
