@@ -116,9 +116,7 @@ def main() -> None:
     corpus = load()
     slope, bias = fit(*both(corpus, FIT))
     print(f"_BIAS, _COSINE, _GAP, _OVERLAP = {bias:.2f}, " + ", ".join(f"{s:.2f}" for s in slope))
-    answerable, off_topic = (
-        x @ slope + bias for x in both(corpus, set(corpus.titles) - FIT)
-    )
+    answerable, off_topic = (x @ slope + bias for x in both(corpus, set(corpus.titles) - FIT))
     print(f"other articles: AUC {auc(answerable, off_topic):.3f}")
     print(f"at 0.5: answers {(answerable >= 0).mean():.1%}, refuses {(off_topic < 0).mean():.1%}")
 

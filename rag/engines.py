@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.base.response.schema import (
     RESPONSE_TYPE,
     AsyncStreamingResponse,
@@ -96,7 +96,7 @@ class TableChatStream(StreamingAgentChatResponse):
         if self.texts is not None and not self.is_done:
             for _ in self.response_gen:
                 pass
-        return self.response
+        return str(self.response)
 
     def _add(self, text: str) -> None:
         self.unformatted_response += text
@@ -126,6 +126,10 @@ class TableChatEngine(BaseChatEngine):
         """Forget the conversation."""
         self._history = []
 
+    def recall(self, chat_history: Sequence[ChatMessage]) -> None:
+        """Remember this conversation instead."""
+        self._history = list(chat_history)
+
     def events(self, question: str) -> Generator[Event, None, None]:
         """Yield the events of a turn as they happen; closing it stops the model."""
         return run_ahead(lambda stop: self._run(question, stop))
@@ -147,7 +151,8 @@ class TableChatEngine(BaseChatEngine):
         self, message: str, chat_history: list[ChatMessage] | None = None
     ) -> TableChatStream:
         """Answer as a stream; `chat_history` replaces what is remembered."""
-        self._recall(chat_history)
+        if chat_history is not None:
+            self.recall(chat_history)
         events = self.events(message)
         sources = _until_answering(events)
         facts: dict[str, Any] = {}
@@ -170,17 +175,14 @@ class TableChatEngine(BaseChatEngine):
         self, message: str, chat_history: list[ChatMessage] | None = None
     ) -> TableChatStream:
         """Do as `stream_chat`, without holding the event loop."""
-        self._recall(chat_history)
+        if chat_history is not None:
+            self.recall(chat_history)
         events = self.aevents(message)
         sources = await _auntil_answering(events)
         facts: dict[str, Any] = {}
         return TableChatStream(
             source_nodes=list(sources), metadata=facts, atexts=_atexts(events, facts)
         )
-
-    def _recall(self, chat_history: list[ChatMessage] | None) -> None:
-        if chat_history is not None:
-            self._history = list(chat_history)
 
     def _run(self, question: str, stop: threading.Event) -> Generator[Event, None, None]:
         answer = ""

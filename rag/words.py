@@ -22,14 +22,14 @@ _STEM = 5
 share `strik`)."""
 
 STOP_WORDS = frozenset(
-    """a about above after again against all also am an and any are as at be because been before being
-    below between both but by can could did do does doing down during each else few for from
-    further get give go had has have having he help her here hers him his how i if in into is it
-    its itself just let like make many may me might more most much must my need needs no nor not
-    of off on once one only or other our out over own please same say she should so some such
-    take tell than that the their them then there these they thing things this those through to
-    too under until up us use used using very want was we were what when where which while who
-    whom why will with without would you your""".split()
+    """a about above after again against all also am an and any are as at be because been before
+    being below between both but by can could did do does doing down during each else few for
+    from further get give go had has have having he help her here hers him his how i if in into
+    is it its itself just let like make many may me might more most much must my need needs no
+    nor not of off on once one only or other our out over own please same say she should so some
+    such take tell than that the their them then there these they thing things this those
+    through to too under until up us use used using very want was we were what when where which
+    while who whom why will with without would you your""".split()
 )
 """English words that say nothing about a topic; other languages' are few enough to live with."""
 

@@ -38,9 +38,7 @@ class Shop:
 
     def __init__(self, world: World) -> None:
         world.write(
-            pl.DataFrame(
-                {"row_id": list(ROWS), "text": list(ROWS.values()), "danger": [3, 1, 5]}
-            )
+            pl.DataFrame({"row_id": list(ROWS), "text": list(ROWS.values()), "danger": [3, 1, 5]})
         )
         world.sync()
         self.world = world
@@ -74,7 +72,7 @@ ANSWER = "Take a wolfsbane tincture. The silvered spear helps. Paris is a city i
 def test_a_turn_is_a_stream_of_events(shop: Shop) -> None:
     events = list(shop.chat(ANSWER).events("What hunts a werewolf?"))
     assert isinstance(events[0], Searched)
-    assert [h.node.metadata["row_key"] for h in events[0].hits][0] == "wolf"
+    assert events[0].hits[0].node.metadata["row_key"] == "wolf"
     assert isinstance(events[1], Answering)
     assert len(events[1].sources) == 2
     # a citation stands right behind its sentence
@@ -165,7 +163,7 @@ def test_a_chat_remembers_and_forgets(shop: Shop) -> None:
     engine.chat("And at night?")
     assert "swamp" in shop.llm.prompts[-1].split("Question:")[-1]
     engine.chat("How to fight a dragon of the north?")
-    assert [m.content for m in engine.chat_history][0] == "And at night?"
+    assert engine.chat_history[0].content == "And at night?"
     engine.reset()
     assert engine.chat_history == []
     engine.chat("And at night?", chat_history=[ChatMessage(role="user", content="a werewolf?")])
@@ -177,7 +175,9 @@ def test_a_chat_model_gets_persona_history_and_passages(shop: Shop) -> None:
     engine.chat("How do I cross a swamp?")
     engine.chat("How to fight a dragon?")
     prompt = shop.llm.prompts[-1]
-    assert prompt.index("shopkeeper") < prompt.index("cross a swamp?") < prompt.index("tower shield")
+    assert (
+        prompt.index("shopkeeper") < prompt.index("cross a swamp?") < prompt.index("tower shield")
+    )
     assert prompt.rstrip().endswith("How to fight a dragon?") or "dragon?" in prompt[-200:]
 
 

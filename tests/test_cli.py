@@ -59,9 +59,7 @@ def test_demo_refuses_a_foreign_table(tmp_path: Path, write_table: Write) -> Non
 
 
 def test_settings_are_listed_without_secrets(tmp_path: Path) -> None:
-    done = run(
-        "settings", cwd=tmp_path, RAG_TABLE__STORAGE_OPTIONS='{"AWS_SECRET": "hunter2"}'
-    )
+    done = run("settings", cwd=tmp_path, RAG_TABLE__STORAGE_OPTIONS='{"AWS_SECRET": "hunter2"}')
     assert "RAG_LLM__MODEL" in done.stdout
     assert "AWS_SECRET" in done.stdout
     assert "hunter2" not in done.stdout

@@ -45,11 +45,11 @@ def settings_table() -> str:
 
 def models_table() -> str:
     lines = ["| model | for | from | memory | licence |", "|---|---|---|---|---|"]
-    for e in EMBEDDING_MODELS.values():
-        lines.append(
-            f"| `{e.name}` (default) | embedding | package `{e.source.package}` "
-            f"| {e.memory_mb / 1000:.1f} GB | {e.licence} |"
-        )
+    lines += [
+        f"| `{e.name}` (default) | embedding | package `{e.source.package}` "
+        f"| {e.memory_mb / 1000:.1f} GB | {e.licence} |"
+        for e in EMBEDDING_MODELS.values()
+    ]
     for m in LLM_MODELS.values():
         packaged = isinstance(m.source, PackageFile)
         origin = f"package `{m.source.package}`" if packaged else f"hub, `{m.source.repository}`"

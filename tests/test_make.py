@@ -24,7 +24,10 @@ def checkout(tmp_path: Path) -> Path:
     """A copy of the files that git knows, with their times."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     folder = tmp_path / "checkout"
     for name in listed.stdout.splitlines():
@@ -47,15 +50,18 @@ def make_chat(folder: Path, port: int) -> Iterator[str]:
     with log.open("w") as out:
         process = subprocess.Popen(
             ["make", "chat", f"VENV={Path(sys.executable).parents[1]}", f"PORT={port}"],
-            cwd=folder, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+            cwd=folder,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
+    ready = f"http://127.0.0.1:{port}/readyz"
     try:
         for _ in range(1200):
             assert process.poll() is None, log.read_text()
-            with contextlib.suppress(OSError):
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
-                    if answer.status == 200:
-                        break
+            with contextlib.suppress(OSError), urllib.request.urlopen(ready) as answer:
+                if answer.status == 200:
+                    break
             time.sleep(0.25)
         yield log.read_text()
     finally:
@@ -95,7 +101,10 @@ def test_a_missing_compiler_is_named(checkout: Path, tmp_path: Path) -> None:
         (tools / tool).symlink_to(sys.executable if tool == "python3" else found)
     done = subprocess.run(
         [str(tools / "bash"), ".ci/needs"],
-        cwd=checkout, env={"PATH": str(tools)}, capture_output=True, text=True,
+        cwd=checkout,
+        env={"PATH": str(tools)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1
     assert "apt-get install g++ gcc" in done.stderr

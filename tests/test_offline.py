@@ -26,7 +26,7 @@ cd "$ROOT"
 "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_browser.py -k "$ONE_WEB_QUESTION"
 """
 
-ONE_WEB_QUESTION = "test_ask"
+ONE_WEB_QUESTION = "test_the_werewolf_question_from_start_to_row"
 
 
 @pytest.mark.model

@@ -246,6 +246,16 @@ async def test_an_edited_question_is_answered_and_the_old_one_forgotten(open_pag
     assert len(page.answers()) == 1
 
 
+async def test_an_edit_goes_back_to_where_the_question_was_asked(open_page) -> None:
+    made = engine(ANSWER)
+    page = open_page(lambda _: lambda: made)
+    for question in ("What helps?", "And against a vampire?", "And against a ghoul?"):
+        await page.ask(question)
+    await page.edit("And against a lich?")
+    asked = [m.content for m in made.chat_history[::2]]
+    assert asked == ["What helps?", "And against a vampire?", "And against a lich?"]
+
+
 async def test_an_edit_that_the_server_has_forgotten_is_answered_with_a_sentence(
     open_page,
 ) -> None:

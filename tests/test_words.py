@@ -10,12 +10,19 @@ PASSAGE = (
     "For hunting a werewolf that stalks a village you should use a wolfsbane tincture to weaken it, "
     "a silvered spear for 25 gold to pierce its hide, and ankle bells that ring when it circles"
 )
-OTHER = "For crossing a swamp you should use stilts, a lantern of marsh gas and a frog that guides you"
+OTHER = (
+    "For crossing a swamp you should use stilts, a lantern of marsh gas and a frog that guides you"
+)
 
 
 def test_content_words_say_where_they_stand() -> None:
     text = "Don't take the Wolves' 25 spears!"
-    assert [text[w.start : w.end] for w in content_words(text)] == ["Don't", "Wolves", "25", "spears"]
+    assert [text[w.start : w.end] for w in content_words(text)] == [
+        "Don't",
+        "Wolves",
+        "25",
+        "spears",
+    ]
 
 
 def test_forms_of_a_word_share_a_stem() -> None:

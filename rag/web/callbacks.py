@@ -23,6 +23,8 @@ from rag.web.guard import plain
 from rag.web.preparation import Preparation
 
 if TYPE_CHECKING:  # loads LlamaIndex, which takes seconds; the port opens before that
+    from llama_index.core.base.llms.types import ChatMessage
+
     from rag.engines import TableChatEngine
 
 NEUTRAL = "Something went wrong on our side; the log of the server says what. Please ask again."
@@ -32,7 +34,7 @@ _PATIENCE_S = 0.2
 """A load that ends within this time is not announced."""
 _REFRESH_S = 0.5
 _ENGINE = "engine"
-_ASKED = "asked"
+_BEFORE = "before"
 
 _log = logging.getLogger(__name__)
 
@@ -147,14 +149,17 @@ def _unless_gone(on_message: Ask) -> Ask:
 
 
 async def _engine(make: MakeEngine, message_id: str) -> TableChatEngine:
-    """Return the engine of this session: it holds the conversation."""
+    """Return the engine of this session: it holds the conversation as it was before the question.
+
+    Editing a question takes the conversation back to where it was first asked.
+    """
     engine: TableChatEngine | None = cl.user_session.get(_ENGINE)
-    asked: list[str] = cl.user_session.get(_ASKED) or []
     if engine is None:
         engine = await asyncio.to_thread(make)  # opens the index
         cl.user_session.set(_ENGINE, engine)
-    if message_id in asked:  # an edited question: what was said after it never was
-        engine.reset()
-        asked = []
-    cl.user_session.set(_ASKED, [*asked, message_id])
+        cl.user_session.set(_BEFORE, {})
+    before: dict[str, list[ChatMessage]] = cl.user_session.get(_BEFORE)
+    if message_id in before:
+        engine.recall(before[message_id])
+    before[message_id] = engine.chat_history
     return engine
