@@ -16,7 +16,8 @@ PIP := $(BIN)/pip --disable-pip-version-check
 # torch's default wheel brings gigabytes of CUDA libraries. Without an NVIDIA GPU, set TORCH_INDEX
 # to the index URL that PyTorch's own install page gives for "CPU": torch alone is taken from it.
 TORCH_INDEX ?=
-TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+TORCH_NEEDS := "setuptools>=80" filelock fsspec jinja2 networkx sympy typing-extensions
+TORCH_FROM := $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX))
 
 .PHONY: help
 help: ## Show the commands
@@ -36,7 +37,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@PYTHON="$(PYTHON)" bash .ci/needs
 	@test -x $(BIN)/python || { echo "Making $(VENV) …"; $(PYTHON) -m venv $(VENV); }
 	@echo "1/3 torch (1 to 3 minutes) …"
-	@$(PIP) install -q $(TORCH_FROM) --no-deps torch==2.13.0
+	@$(PIP) install -q -c constraints.txt $(TORCH_NEEDS)
+	@$(PIP) install -q -c constraints.txt $(TORCH_FROM) torch==2.13.0
 	@echo "2/3 compiling llama-cpp-python (6 to 10 minutes on 2 cores the first time) …"
 	@CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF}" $(PIP) install -q -c constraints.txt llama-cpp-python
 	@echo "3/3 everything else (2 to 4 minutes) …"

@@ -28,6 +28,8 @@ from rag.template import text_hash
 
 _SLICE = 256
 """Rows embedded and staged at a time: what a kill can lose."""
+_PIECE = 32
+"""Texts embedded between two reports of progress: about two seconds on a laptop."""
 
 
 class Splitter(Protocol):
@@ -145,16 +147,16 @@ class _Sync:
         self.stage = store.stage(self.stage_name, self.schema)
         self.staged = store.hashes(self.stage)
         self.embedder: tuple[BaseEmbedding, Splitter] | None = None
+        self.n_seen, self.n_total = 0, snapshot.n_rows()
 
     def collect(self) -> _Changes:
         """Compare all rows with the index; stage the nodes of those that differ."""
         changes = _Changes()
         left = dict(self.old)
         gone: list[str] = []
-        n_seen, n_total = 0, self.snapshot.n_rows()
         for rows in self.snapshot.rows():
             changes.n_blank += rows.n_blank
-            n_seen += rows.n_blank
+            self.n_seen += rows.n_blank
             for part in _slices(rows):
                 old = [left.pop(key, None) for key in part.keys]
                 same = [
@@ -174,8 +176,8 @@ class _Sync:
                 for key, before in zip(part.keys, old, strict=True):
                     if before is not None and key in n_nodes:
                         gone += [node_id(key, i) for i in range(n_nodes[key], before[1])]
-                n_seen += len(part.keys)
-                self.progress("rows", n_seen, max(n_total, n_seen))
+                self.n_seen += len(part.keys)
+                self._tell(0)
         for key, (_, n) in left.items():
             gone += [node_id(key, i) for i in range(n)]
         changes.n_deleted = len(left)
@@ -197,6 +199,10 @@ class _Sync:
             self.store.replace(self.stage, state)
         self.store.drop(self.stage_name)
         return state
+
+    def _tell(self, n_more: int) -> None:
+        n_done = self.n_seen + n_more
+        self.progress("rows", n_done, max(self.n_total, n_done))
 
     def _stage(self, rows: Rows, changes: _Changes) -> dict[str, int]:
         """Embed and stage rows; return each row's number of nodes."""
@@ -222,10 +228,15 @@ class _Sync:
         if self.has_vectors and self.table is not None:
             known = self.store.vectors(self.table, sorted(set(nodes.hashes)))
         new = {h: text for h, text in zip(nodes.hashes, nodes.texts, strict=True) if h not in known}
-        if new:
-            embedded = model.get_text_embedding_batch(list(new.values()))
-            known |= dict(zip(new, embedded, strict=True))
-            changes.n_embedded += len(new)
+        # of like length, so that no batch is mostly padding; in pieces, so that progress shows
+        order = sorted(new, key=lambda h: len(new[h]))
+        for start in range(0, len(order), _PIECE):
+            piece = order[start : start + _PIECE]
+            embedded = model.get_text_embedding_batch([new[h] for h in piece])
+            known |= dict(zip(piece, embedded, strict=True))
+            changes.n_embedded += len(piece)
+            n_done = start + len(piece)
+            self._tell(len(nodes.rows.keys) * n_done // len(order))
         return [known[h] for h in nodes.hashes]
 
 

@@ -60,12 +60,16 @@ def sync(settings: Settings, *, rebuild: bool = False, progress: Progress = sile
     """
     from rag import mirror
 
+    def load() -> tuple[E5Embedding, Splitter]:
+        progress("loading the embedding model", 0, 0)
+        return _embedding(settings, progress), _splitter(settings)
+
     # the bundled demo is ours: written anew, it is simply indexed anew
     return mirror.sync(
         _store(settings),
         _snapshot(settings, settings.table.version),
         _recipe(settings),
-        lambda: (_embedding(settings, progress), _splitter(settings)),
+        load,
         rebuild=rebuild,
         replaces=settings.is_demo,
         progress=progress,

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -245,6 +247,34 @@ def test_a_killed_sync_leaves_the_old_index_and_goes_on(world: World, n_lines: i
     # whole slices of 256 rows that the killed sync had staged are not embedded again
     assert report.n_embedded == 600 - (n_lines - 1) // 256 * 256
     assert mirrored(world) == rows
+
+
+@pytest.mark.proof
+def test_kills_at_any_moment_leave_one_version_or_the_next(world: World) -> None:
+    """40 syncs of a changing table, each killed at a random moment."""
+    chance = random.Random(20261122)
+    versions = [{f"k{i}": f"text {i}" for i in range(300)}]
+    world.write(frame(**versions[0]))
+    world.sync()
+    folder = Path(world.uri).parent
+    code = textwrap.dedent(SYNC).format(path=sys.path, folder=str(folder))
+    for n in range(40):
+        changed = dict(versions[-1])
+        for key in chance.sample(sorted(changed), 60):
+            del changed[key]
+        changed |= {f"k{i}": f"text {i} of {n}" for i in chance.sample(range(300), 80)}
+        versions.append(changed)
+        world.write(frame(**changed))
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(1.5, 4.5))
+        process.kill()
+        process.wait()
+        state = world.store.state()
+        assert state is not None
+        assert mirrored(world) == versions[state.table_version]
+    world.sync()
+    assert mirrored(world) == versions[-1]
 
 
 def test_a_full_disk_leaves_the_old_index(tmp_path: Path) -> None:
