@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(what, n_done, n_total)`; `n_total` is 0 while it is unknown."""
@@ -26,3 +27,5 @@ class SyncReport:
     seconds: float
     n_blank: int = 0
     """Rows left out because they have no text."""
+    read: Literal["nothing", "feed", "table"] = "table"
+    """What was read to find the changes: the change data feed, or the whole table."""

@@ -42,6 +42,8 @@ _COLUMNS = "metadata"  # the name the stock store expects
 _IS_NODE = "row_hash IS NOT NULL"
 _FAILURES = (OSError, RuntimeError, ValueError)
 """Lance raises all three for I/O and for damaged files."""
+_AMONG = 2_000
+"""Values in one IN list."""
 _TOMBSTONES = 10_000
 """Tombstones a batch."""
 
@@ -207,10 +209,23 @@ class NodeStore(LanceDBVectorStore):
             found = rows.select(names).to_arrow().to_pylist()
         return [_node(row, state) for row in found]
 
-    def hashes(self, table: LanceTable) -> dict[str, tuple[str, int]]:
-        """Return the content hash and the number of nodes of each row, by row key."""
+    def hashes(
+        self, table: LanceTable, *, column: str = "row_key", among: Sequence[str] | None = None
+    ) -> dict[str, tuple[str, int]]:
+        """Return the content hash and the number of nodes of rows, by row key.
+
+        Args:
+            table: A handle on the index.
+            column: `row_key` or `row_hash`, what `among` lists.
+            among: Only these; None is all rows.
+        """
+        if among is not None and len(among) > _AMONG:
+            parts = [among[i : i + _AMONG] for i in range(0, len(among), _AMONG)]
+            some = [self.hashes(table, column=column, among=part) for part in parts]
+            return {key: value for part in some for key, value in part.items()}
+        where = _IS_NODE if among is None else f"{_IS_NODE} AND {_in(column, among)}"
         found: dict[str, tuple[str, int]] = {}
-        rows = table.search().where(_IS_NODE).limit(None).select(["row_key", "row_hash"])
+        rows = table.search().where(where).limit(None).select(["row_key", "row_hash"])
         for batch in rows.to_batches():
             keys, hashes = (batch.column(n).to_pylist() for n in ("row_key", "row_hash"))
             for key, row_hash in zip(keys, hashes, strict=True):

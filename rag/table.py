@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -24,6 +24,8 @@ DEFAULT_KEY = "row_id"
 RESERVED = ("table_uri", "table_version", "row_key")
 """Metadata names that are ours; a column of the same name appears as `column.<name>`."""
 
+_CHANGE = "_change_type"
+_CHANGES_IN = ["insert", "update_postimage"]
 _N_EXAMPLES = 3
 _FAILURES = (DeltaError, OSError)
 """What deltalake raises: its own errors, and OSError for object storage."""
@@ -58,9 +60,49 @@ class Snapshot:
             kept = frame.filter(~blank)
             hashes = content_hashes(kept, kept.columns)
             keys = self._keys(kept) if self.key else _content_keys(hashes, n_seen)
-            texts = kept.select(self.template.text(kept.schema).alias("text")).to_series()
-            columns = kept.with_columns(_storable(kept.schema))
-            yield Rows(keys, hashes, texts, columns, n_blank=len(frame) - len(kept))
+            yield self._rows(kept, keys, hashes, n_blank=len(frame) - len(kept))
+
+    def changes(self, since: int) -> Iterator[Change]:
+        """Yield what the change data feed tells of the versions after `since`, up to this one.
+
+        The feed says more than it should (an overwrite takes every row out and puts it in again,
+        in no promised order): count the rows in and out.
+
+        Raises:
+            FeedUnreadable: it was not on all the time, was cleaned up, or the reader lacks it.
+        """
+        columns = [f'"{c.replace(chr(34), chr(34) * 2)}"' for c in self.columns]
+        try:
+            reader = iter(self.delta.load_cdf(since + 1, self.version, columns=[*columns, _CHANGE]))
+            while (batch := next(reader, None)) is not None:
+                frame = pl.from_arrow(pa.record_batch(batch))
+                assert isinstance(frame, pl.DataFrame)
+                signs = frame.select(
+                    pl.when(pl.col(_CHANGE).is_in(_CHANGES_IN)).then(1).otherwise(-1).alias("sign")
+                ).to_series()
+                yield self._change(frame.drop(_CHANGE), signs)
+        # cleaned-up files surface here as a bare Exception of the Arrow C interface
+        except Exception as e:
+            raise FeedUnreadable(_first_line(e)) from e
+
+    def _change(self, frame: pl.DataFrame, signs: pl.Series) -> Change:
+        blank = frame.select(self.template.is_blank(frame.schema)).to_series()
+        if self.key and frame.select(_any_null(self.key)).to_series().any():
+            raise FeedUnreadable("a key is null")
+        kept = frame.filter(~blank)
+        hashes = content_hashes(kept, kept.columns)
+        keys = self._keys(kept) if self.key else hashes.alias("row_key")
+        return Change(
+            self._rows(kept, keys, hashes, n_blank=0),
+            signs.filter(~blank),
+            n_blank=int(signs.filter(blank).sum()),
+        )
+
+    def _rows(
+        self, kept: pl.DataFrame, keys: pl.Series, hashes: pl.Series, *, n_blank: int
+    ) -> Rows:
+        texts = kept.select(self.template.text(kept.schema).alias("text")).to_series()
+        return Rows(keys, hashes, texts, kept.with_columns(_storable(kept.schema)), n_blank)
 
     def n_rows(self) -> int:
         """Return how many rows the log says there are; 0 when it does not say."""
@@ -132,6 +174,15 @@ class Rows:
     n_blank: int
     """Rows of the batch that were left out because they have no text."""
 
+    def take(self, index: Sequence[int]) -> Rows:
+        """Return rows by position."""
+        chosen = pl.Series(index, dtype=pl.UInt32)
+        return self._of(lambda s: s.gather(chosen), self.columns[list(index)])
+
+    def with_keys(self, keys: Sequence[str]) -> Rows:
+        """Return the same rows under other keys."""
+        return replace(self, keys=pl.Series("row_key", keys, dtype=pl.String))
+
     def slice(self, start: int, length: int) -> Rows:
         """Return some of the rows, in order."""
         return self._of(lambda s: s.slice(start, length), self.columns.slice(start, length))
@@ -142,6 +193,27 @@ class Rows:
 
     def _of(self, pick: Callable[[pl.Series], pl.Series], columns: pl.DataFrame) -> Rows:
         return Rows(pick(self.keys), pick(self.hashes), pick(self.texts), columns, n_blank=0)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A batch of the change feed."""
+
+    rows: Rows
+    """For a table without a key, `keys` are the content hashes."""
+    signs: pl.Series
+    """1 for a row that came in, -1 for one that went out."""
+    n_blank: int
+    """Blank rows that came in, less those that went out."""
+
+
+class FeedUnreadable(Exception):
+    """The change feed cannot be read; its text says why. The whole table can be read instead."""
+
+
+def content_key(content: str, n: int) -> str:
+    """Return the key of the `n`-th row (from 1) of equal content in a table without a key."""
+    return f"h:{content}" if n == 1 else f"h:{content}:{n}"
 
 
 def open_table(
@@ -237,7 +309,7 @@ def _content_keys(hashes: pl.Series, n_seen: dict[str, int]) -> pl.Series:
     keys: list[str] = []
     for content in hashes:
         n = n_seen[content] = n_seen.get(content, 0) + 1
-        keys.append(f"h:{content}" if n == 1 else f"h:{content}:{n}")
+        keys.append(content_key(content, n))
     return pl.Series("row_key", keys, dtype=pl.String)
 
 

@@ -81,6 +81,11 @@ class World:
         self.key: tuple[str, ...] | None = None
         self.recipe = Recipe("words", DIMENSION, 400, 50)
 
+    def create(self, frame: pl.DataFrame) -> None:
+        """Make the table, with the change data feed on."""
+        feed = {"delta.enableChangeDataFeed": "true"}
+        write_deltalake(self.uri, frame, configuration=feed)
+
     def write(self, frame: pl.DataFrame) -> None:
         """Make the table hold this frame, as its next version."""
         write_deltalake(self.uri, frame, mode="overwrite", schema_mode="overwrite")
