@@ -21,6 +21,10 @@ from rag.llm.tokens import Tokens
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
+_CLOSE_S = 1.0
+"""A stopped answer ends within one token, far sooner."""
+
+
 @dataclass(frozen=True)
 class Options:
     """How one answer is generated."""
@@ -86,6 +90,11 @@ class Engine:
                 "or set RAG_LLM__N_CTX to more."
             )
         return self._when_free(prompt, options, stop)
+
+    def close(self) -> None:
+        """Free the model, unless an answer is still being generated: it must outlive that."""
+        if self._turn.acquire(timeout=_CLOSE_S):
+            self._llama.close()
 
     def _when_free(
         self, prompt: Sequence[int], options: Options, stop: Stop | None

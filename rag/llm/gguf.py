@@ -8,6 +8,7 @@ content cannot forge, sampling that a seed repeats, errors of ours.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import fields, replace
@@ -133,6 +134,8 @@ class GgufLLM(LlamaCPP):
         self._name = name
         self._options = Options(max_tokens, temperature, seed)
         self._engine = Engine(llama, n_ctx=self.context_window)
+        # at the interpreter's own end llama-cpp-python's destructor stumbles over freed modules
+        weakref.finalize(self, self._engine.close)
         source = llama.metadata.get("tokenizer.chat_template")
         self._prompt_format = prompt_format or ("chat" if source else "completion")
         self._template = None
