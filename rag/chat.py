@@ -18,9 +18,8 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.schema import QueryBundle
 
 from rag.citation import Citation, find_support
-from rag.errors import QuestionError
-from rag.followup import standalone
 from rag.prompt import COMPLETION_STOP, Prompt, build
+from rag.question import checked, standalone
 from rag.retrieval import Hit, TableRetriever
 from rag.words import sentence_ends
 
@@ -126,10 +125,8 @@ class Turns:
             RagError: what the index and the model raise.
         """
         # 1. what is asked
-        question = self._checked(question)
-        query = standalone(
-            question, [str(m.content) for m in history if m.role == MessageRole.USER]
-        )
+        question = checked(question, max_chars=self._options.max_question_chars)
+        query = standalone(question, _answered(history))
         # 2. what is there
         started = time.monotonic()
         hits = cast(list[Hit], self._retriever.retrieve(QueryBundle(query)))
@@ -159,18 +156,9 @@ class Turns:
         for delta in self._stream(prompt, stop):
             yield from citer.feed(delta)
         yield from citer.finish()
+        if citer.text and not citer.citations and not stop.is_set():
+            yield from citer.quote()
         yield Done(citer.text, False, sources, citer.citations, version)
-
-    def _checked(self, question: str) -> str:
-        limit = self._options.max_question_chars
-        if len(question) > limit:
-            raise QuestionError(
-                f"The question has {len(question):,} characters; at most {limit:,} are read. "
-                "Ask it more briefly."
-            )
-        if not question.strip():
-            raise QuestionError("The question is empty. Ask something about the table.")
-        return question.strip()
 
     def _stream(self, prompt: Prompt, stop: threading.Event) -> Iterator[str]:
         options: dict[str, Any] = {"stop": stop, "max_tokens": self._options.max_tokens}
@@ -222,6 +210,16 @@ class _Citer:
         yield from self._cite(self.text[self._cited_to :])
         self._cited_to = len(self.text)
 
+    def quote(self) -> Iterator[Event]:
+        """Say that nothing of the answer stands in a source, and quote the best one instead."""
+        start = len(self.text)
+        passage = self._passages[0]
+        self.text += f"{UNSUPPORTED} “{passage}”"
+        yield Token(self.text[start:])
+        row_key = self._sources[0].node.metadata["row_key"]
+        self.citations.append(Citation(1, row_key, 0, len(passage)))
+        yield Cited(self.citations[-1])
+
     def _cite(self, sentence: str) -> Iterator[Event]:
         support = find_support(sentence, self._passages)
         if support is None:
@@ -230,6 +228,24 @@ class _Citer:
         citation = Citation(support.index + 1, row_key, support.start, support.end)
         self.citations.append(citation)
         yield Cited(citation)
+
+
+UNSUPPORTED = "\n\nThe table does not support this. What the nearest row says:"
+"""Put before a quotation when no sentence of an answer is supported."""
+
+
+def _answered(history: Sequence[ChatMessage]) -> list[str]:
+    """Return the earlier questions that were answered, oldest first: a refusal leads nowhere."""
+    refused = {i - 1 for i, m in enumerate(history) if m.additional_kwargs.get(REFUSED)}
+    return [
+        str(m.content)
+        for i, m in enumerate(history)
+        if m.role == MessageRole.USER and i not in refused
+    ]
+
+
+REFUSED = "refused"
+"""Marks a message of the history as a refusal."""
 
 
 def refusal(hits: Sequence[Hit]) -> str:

@@ -9,6 +9,8 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
+import signal
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -25,11 +27,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bar
-from rich.table import Table
 
 from rag import doctor, wiring
 from rag.errors import RagError
 from rag.progress import Progress
+from rag.question import checked
 from rag.settings import Settings, leaves, variable
 
 if TYPE_CHECKING:
@@ -46,7 +48,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 _out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_INTERRUPTED = 130
+"""Exit code of a program ended by Ctrl-C."""
 _REFRESH_S = 2.0
 """How often progress is told where there is no terminal to draw on."""
 
@@ -62,9 +66,6 @@ def main() -> None:
         logging.getLogger(__name__).debug("failed", exc_info=True)
         _err.print(f"[red]Error:[/] {escape(str(e))}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        _err.print("Stopped.")
-        sys.exit(130)
 
 
 @app.command()
@@ -84,7 +85,10 @@ def demo(
         _print_json(dataclasses.asdict(report))
         return
     done = "Wrote" if report.was_written else "Already there:"
-    _out.print(f"{done} {report.uri}, {report.n_rows} rows, version {report.version}.")
+    _out.print(
+        f"{done} {report.uri}, {report.n_rows} rows in {report.version + 1} versions, "
+        f"0 to {report.version}."
+    )
 
 
 @app.command()
@@ -97,7 +101,8 @@ def sync(
 ) -> None:
     """Make the index mirror the table; only changed text is embedded."""
     settings = Settings() if version is None else Settings(table={"version": version})
-    with _progress() as progress:
+    said = "Stopped. The index is as it was; `rag sync` goes on from what is staged."
+    with _stopping_at_once(said), _progress() as progress:
         report = wiring.sync(settings, rebuild=rebuild, progress=progress)
     if as_json:
         _print_json(dataclasses.asdict(report))
@@ -115,13 +120,16 @@ def sync(
 def ask(question: Annotated[str, typer.Argument()], as_json: Json = False) -> None:
     """Ask one question; the answer streams, then its sources are listed."""
     settings = Settings()
-    with _progress() as progress:
-        progress("loading the models", 0, 0)
-        engine = wiring.chat_engine(settings)
-    if as_json:
-        _print_json(_as_json(_drain(engine.events(question))))
-    else:
-        _show(engine.events(question))
+    checked(question, max_chars=settings.chat.max_question_chars)  # before the models load
+    with _stopping_at_once("Stopped."):
+        with _progress() as progress:
+            progress("loading the models", 0, 0)
+            engine = wiring.chat_engine(settings)
+        if as_json:
+            _print_json(_as_json(_drain(engine.events(question))))
+        else:
+            _show(engine.events(question))
+            _say_when_stale(settings)
 
 
 @app.command()
@@ -131,6 +139,7 @@ def chat() -> None:
     with _progress() as progress:
         progress("loading the models", 0, 0)
         engine = wiring.chat_engine(settings)
+    _say_when_stale(settings)
     _out.print("Ask about the table. An empty line or Ctrl-D ends; Ctrl-C stops an answer.")
     while True:
         try:
@@ -190,11 +199,42 @@ def doctor_(as_json: Json = False) -> None:
 def settings_() -> None:
     """List every setting: its variable, its value now and what it does."""
     current = Settings()
-    table = Table("variable", "now", "what it does", box=None, pad_edge=False)
     for group, name, _, description in leaves():
         value = getattr(getattr(current, group), name)
-        table.add_row(variable(group, name), escape(_brief(value)), escape(description))
-    _out.print(table)
+        _out.print(f"[bold]{variable(group, name)}[/] = {escape(_brief(value))}")
+        _out.print(f"    {escape(description)}")
+
+
+@contextlib.contextmanager
+def _stopping_at_once(said: str) -> Iterator[None]:
+    """End the process at Ctrl-C, even inside a library that swallows the interrupt.
+
+    Nothing is lost: an index is published in one commit, and an answer is only shown.
+    """
+
+    def stop(*_: object) -> None:
+        _err.show_cursor()
+        _err.print(f"\n{said}")
+        sys.stdout.flush()
+        os._exit(_INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _say_when_stale(settings: Settings) -> None:
+    found = wiring.status(settings)
+    if found.table_version is not None and found.index_version not in (
+        found.table_version,
+        settings.table.version,
+    ):
+        _err.print(
+            f"The table is at version {found.table_version}, the index at "
+            f"{found.index_version}: `rag sync` brings it up to date."
+        )
 
 
 def _show(events: Generator[Event, None, None]) -> None:
@@ -282,10 +322,9 @@ def _lines() -> Progress:
 
 
 def _print_table(*rows: tuple[str, str]) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
+    width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        table.add_row(f"[bold]{name}[/]", escape(value))
-    _out.print(table)
+        _out.print(f"[bold]{name:<{width}}[/]  {escape(value)}")
 
 
 def _print_json(value: Any) -> None:

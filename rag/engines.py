@@ -26,7 +26,7 @@ from llama_index.core.chat_engine.types import (
 )
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from rag.chat import Answering, Done, Event, Token, Turns, metadata, plain
+from rag.chat import REFUSED, Answering, Done, Event, Token, Turns, metadata, plain
 from rag.streaming import in_thread, run_ahead
 
 
@@ -186,22 +186,26 @@ class TableChatEngine(BaseChatEngine):
 
     def _run(self, question: str, stop: threading.Event) -> Generator[Event, None, None]:
         answer = ""
-        answering = False
+        answering: Answering | None = None
         try:
             with contextlib.closing(self._turns.run(question, self.chat_history, stop)) as turn:
                 for event in turn:
-                    answering = answering or isinstance(event, Answering)
+                    answering = event if isinstance(event, Answering) else answering
                     answer += event.text if isinstance(event, Token) else ""
                     yield event
         finally:
             # a stopped answer is remembered as far as it got; a failed search is not
-            if answering:
-                self._remember(question, answer)
+            if answering is not None:
+                self._remember(question, answer, refused=answering.refused)
 
-    def _remember(self, question: str, answer: str) -> None:
+    def _remember(self, question: str, answer: str, *, refused: bool) -> None:
         self._history += [
             ChatMessage(role=MessageRole.USER, content=question),
-            ChatMessage(role=MessageRole.ASSISTANT, content=answer.strip()),
+            ChatMessage(
+                role=MessageRole.ASSISTANT,
+                content=answer.strip(),
+                additional_kwargs={REFUSED: True} if refused else {},
+            ),
         ]
         n_kept = 2 * self._history_turns
         self._history = self._history[-n_kept:] if n_kept else []

@@ -98,8 +98,9 @@ def _predicate(f: MetadataFilter, path: str, kind: pa.DataType) -> str:
     if _is_list(kind):
         return _list_predicate(f, path, kind.value_type)
     literal = _literal_of(kind, f)
-    if pa.types.is_integer(kind) and _is_fraction(value):
-        path = f"CAST({path} AS DOUBLE)"  # Lance does not compare an integer with a fraction
+    if pa.types.is_integer(kind) and not _fits(kind, value):
+        # Lance compares an integer neither with a fraction nor with what is out of its range
+        path = f"CAST({path} AS DOUBLE)"
     if operator in _COMPARISONS:
         return f"{path} {_COMPARISONS[operator]} {literal(value)}"
     if operator == FilterOperator.IN:
@@ -173,12 +174,15 @@ def _text(value: Any) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
+_BOOLEANS = {"true": "true", "false": "false", "1": "true", "0": "false"}
+
+
 def _boolean(value: Any) -> str:
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower()
-    if not isinstance(value, bool):
-        raise TypeError
-    return "true" if value else "false"
+    # LlamaIndex's own filter class takes no bool, but text and numbers
+    text = str(value).lower()
+    if text not in _BOOLEANS:
+        raise ValueError
+    return _BOOLEANS[text]
 
 
 def _number(value: Any) -> str:
@@ -190,10 +194,11 @@ def _number(value: Any) -> str:
         value = float(value)
     if not isinstance(value, (int, float)) or value != value or value in (_INF, -_INF):
         raise ValueError
-    return f"({value!r})"
+    return f"({value!r})" if abs(value) < _BIG else f"({float(value)!r})"
 
 
 _INF = float("inf")
+_BIG = 2**63
 
 
 def _decimal(value: Any) -> str:
@@ -226,9 +231,12 @@ def _timestamp(value: Any, kind: pa.DataType) -> str:
     return f"timestamp '{text}+00:00'" if kind.tz else f"timestamp '{text}'"
 
 
-def _is_fraction(value: Any) -> bool:
+def _fits(kind: pa.DataType, value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
-    return any("." in str(v) or "e" in str(v).lower() for v in values)
+    try:
+        return all(pa.scalar(int(str(v)), kind).is_valid for v in values)
+    except (ValueError, OverflowError, pa.ArrowInvalid):
+        return False
 
 
 def _is_text(kind: pa.DataType) -> bool:

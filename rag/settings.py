@@ -7,6 +7,7 @@ Order: arguments > `RAG_*` environment (`RAG_TABLE__URI`) > `rag.toml` in the wo
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -167,9 +168,10 @@ class Settings(BaseSettings):
         except ValidationError as e:
             raise _first_mistake(e.errors(include_url=False)[0]) from e
         except ValueError as e:  # a variable that should hold JSON, a rag.toml that is no TOML
-            raise SettingsError(
-                f"The settings cannot be read: {e}. Lists and objects are written as JSON."
-            ) from e
+            is_file = isinstance(e, tomllib.TOMLDecodeError)
+            what = f"The file {_TOML}" if is_file else "A RAG_… variable"
+            hint = "" if is_file else " Lists and objects are written as JSON."
+            raise SettingsError(f"{what} cannot be read: {e}.{hint}") from e
 
     @classmethod
     def settings_customise_sources(

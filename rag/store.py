@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,11 +26,12 @@ from llama_index.core.schema import BaseNode, NodeRelationship, RelatedNodeInfo,
 from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQuery,
+    VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
 from llama_index.vector_stores.lancedb import LanceDBVectorStore
 
-from rag.errors import IndexingError, IndexNotBuilt, IndexWriteError
+from rag.errors import FilterError, IndexingError, IndexNotBuilt, IndexWriteError
 from rag.filters import where
 from rag.table import row_metadata
 
@@ -133,8 +135,13 @@ class NodeStore(LanceDBVectorStore):
         self._storage_options = storage_options
 
     def _table_exists(self, tbl_name: str | None = None) -> bool:
-        # the stock check pages through a deprecated listing
-        return (tbl_name or NODES) in self._connection.list_tables().tables
+        # asked by the stock constructor, which would open the table and keep that version
+        return False
+
+    @property
+    def table(self) -> LanceTable | None:
+        """The index as it is now."""
+        return self.snapshot()
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -144,7 +151,7 @@ class NodeStore(LanceDBVectorStore):
         A handle keeps to its version, so what is read from one handle belongs together.
         """
         with self._reading():
-            if not self._table_exists():
+            if NODES not in self._connection.list_tables().tables:
                 return None
             return self._connection.open_table(NODES)
 
@@ -162,7 +169,8 @@ class NodeStore(LanceDBVectorStore):
         """Return the nodes nearest to a query embedding.
 
         Args:
-            query: Its embedding (normalised), `similarity_top_k` and `filters` are used.
+            query: Its embedding (normalised), `similarity_top_k`, `filters`, `doc_ids` (row keys)
+                and `node_ids` are used.
             **kwargs: LlamaIndex passes some; none is used.
 
         Returns:
@@ -170,13 +178,20 @@ class NodeStore(LanceDBVectorStore):
 
         Raises:
             IndexNotBuilt: no sync has completed.
-            FilterError: a filter does not fit the table.
+            FilterError: a filter does not fit the table, or the search mode is not vector search.
         """
+        if query.mode != VectorStoreQueryMode.DEFAULT:
+            raise FilterError(
+                f"Search mode {query.mode.value!r} is not available; this index searches by vector."
+            )
         table, state = self._opened()
         search = table.search(query.query_embedding, vector_column_name="vector")
         search = search.distance_type("cosine").limit(query.similarity_top_k)
-        if query.filters is not None:
-            search = search.where(self._where(table, query.filters), prefilter=True)
+        parts = [_in("row_key", query.doc_ids)] if query.doc_ids else []
+        parts += [_in("id", query.node_ids)] if query.node_ids else []
+        parts += [self._where(table, query.filters)] if query.filters is not None else []
+        if parts:
+            search = search.where(" AND ".join(parts), prefilter=True)
         names = ["id", "row_key", "start", "end", "text", _COLUMNS, "_distance"]
         with self._reading():
             rows = search.select(names).to_arrow().to_pylist()
@@ -269,7 +284,7 @@ class NodeStore(LanceDBVectorStore):
             stage.add(pa.Table.from_batches([batch]))
 
     def drop(self, name: str) -> None:
-        """Drop a staging table."""
+        """Drop a table: a stage, or an index that cannot be read."""
         self._connection.drop_table(name)
 
     def replace(self, stage: LanceTable, state: IndexState) -> None:
@@ -318,7 +333,7 @@ class NodeStore(LanceDBVectorStore):
         except _FAILURES as e:
             raise IndexingError(
                 f"The index at {self.uri!r} cannot be read: {_first_line(e)}. "
-                "Delete that folder and run `rag sync` to build it anew."
+                "Run `rag sync --rebuild` to build it anew."
             ) from e
 
     @contextlib.contextmanager
@@ -335,6 +350,10 @@ class NodeStore(LanceDBVectorStore):
         raise _read_only()
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """Refuse: the index mirrors the Delta table."""
+        raise _read_only()
+
+    def clear(self) -> None:
         """Refuse: the index mirrors the Delta table."""
         raise _read_only()
 
@@ -372,7 +391,8 @@ def _node(row: dict[str, Any], state: IndexState) -> TextNode:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
+    # Lance adds where in its own sources it failed, which tells a user nothing
+    return re.split(r",? ?(?:/rustc|/root|/home|rust/)", lines[0])[0].rstrip(". ")
 
 
 def _in(column: str, values: Sequence[str]) -> str:

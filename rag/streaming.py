@@ -20,6 +20,9 @@ T = TypeVar("T")
 Make = Callable[[threading.Event], Iterator[T]]
 """Builds the blocking iterator; it should end soon after its event is set."""
 
+_JOIN_S = 5.0
+"""A stopped answer ends within one token; this is for one that does not."""
+
 
 @dataclass(frozen=True)
 class _End:
@@ -37,7 +40,7 @@ def run_ahead(make: Make[T]) -> Generator[T, None, None]:
     Its exception is raised here. Close the generator to stop the thread at its next item.
     """
     items: queue.SimpleQueue[_Item[T] | _End] = queue.SimpleQueue()
-    stop = _start(make, items.put)
+    stop, thread = _start(make, items.put)
     try:
         while True:
             item = items.get()
@@ -48,6 +51,8 @@ def run_ahead(make: Make[T]) -> Generator[T, None, None]:
             yield item.value
     finally:
         stop.set()
+        # what the generator does at its end (a chat remembers) is done when `close` returns
+        thread.join(_JOIN_S)
 
 
 async def in_thread(make: Make[T]) -> AsyncGenerator[T, None]:
@@ -63,7 +68,7 @@ async def in_thread(make: Make[T]) -> AsyncGenerator[T, None]:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(items.put_nowait, item)
 
-    stop = _start(make, put)
+    stop, _ = _start(make, put)
     try:
         while True:
             item = await items.get()
@@ -76,7 +81,9 @@ async def in_thread(make: Make[T]) -> AsyncGenerator[T, None]:
         stop.set()
 
 
-def _start(make: Make[T], put: Callable[[_Item[T] | _End], None]) -> threading.Event:
+def _start(
+    make: Make[T], put: Callable[[_Item[T] | _End], None]
+) -> tuple[threading.Event, threading.Thread]:
     stop = threading.Event()
 
     def work() -> None:
@@ -92,8 +99,9 @@ def _start(make: Make[T], put: Callable[[_Item[T] | _End], None]) -> threading.E
             error = e
         put(_End(error))
 
-    threading.Thread(target=work, name="rag-stream", daemon=True).start()
-    return stop
+    thread = threading.Thread(target=work, name="rag-stream", daemon=True)
+    thread.start()
+    return stop, thread
 
 
 def _generator(values: Iterator[T]) -> Generator[T, None, None]:

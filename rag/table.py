@@ -329,4 +329,6 @@ def _any_null(columns: Sequence[str]) -> pl.Expr:
 def _first_line(error: BaseException) -> str:
     # the kernel's messages repeat themselves over many lines and end with stack traces
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".!")
+    if "No files in log segment" in lines[0]:
+        return "the folder holds no Delta log"
+    return lines[0].split(". Known schemes")[0].rstrip(".!")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rag.catalogue import EMBEDDING_MODELS, LLM_MODELS
-from rag.errors import IndexMismatch, IndexNotBuilt, RagError
+from rag.errors import IndexMismatch, IndexNotBuilt, RagError, SettingsError
 from rag.progress import Progress, SyncReport, silent
 from rag.settings import Settings
 
@@ -111,6 +111,8 @@ def retriever(
     from rag.retrieval import TableRetriever
     from rag.template import Template
 
+    if top_k is not None and top_k < 1:
+        raise SettingsError(f"top_k is {top_k}; a retriever returns at least 1 row.")
     store, _ = _built(settings, version)
     return TableRetriever(
         store,

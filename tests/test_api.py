@@ -20,7 +20,13 @@ from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 
 import rag
 from rag import wiring
-from rag.errors import IndexMismatch, IndexNotBuilt, QuestionError, TableNotFound
+from rag.errors import (
+    IndexMismatch,
+    IndexNotBuilt,
+    QuestionError,
+    SettingsError,
+    TableNotFound,
+)
 
 pytestmark = pytest.mark.model
 WEREWOLF = "What do I need against a werewolf?"
@@ -175,5 +181,7 @@ def test_settings_change_what_they_say(settings: rag.Settings) -> None:
     assert rag.query_engine(never).query(WEREWOLF).metadata["refused"] is True
     two = rag.Settings(llm={"n_passages": 2})
     assert len(rag.query_engine(two).query(WEREWOLF).source_nodes) == 2
+    with pytest.raises(SettingsError, match="top_k is 0"):
+        rag.retriever(settings, top_k=0)
     one = rag.Settings(retrieval={"top_k": 1})
     assert len(rag.retriever(one).retrieve(WEREWOLF)) == 1

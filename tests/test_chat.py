@@ -170,6 +170,27 @@ def test_a_chat_remembers_and_forgets(shop: Shop) -> None:
     assert "werewolf" in shop.llm.prompts[-1].split("Question:")[-1]
 
 
+def test_an_answer_that_no_row_supports_is_followed_by_the_row(shop: Shop) -> None:
+    engine = shop.chat("It opens at 10 and costs 30.")
+    response = engine.chat("What hunts a werewolf?")
+    assert response.response == (
+        "It opens at 10 and costs 30.\n\nThe table does not support this. What the nearest row "
+        f"says: “{ROWS['wolf']}” [1]"
+    )
+    (citation,) = response.metadata["citations"]
+    text = response.source_nodes[0].node.text
+    assert text[citation["start"] : citation["end"]] == ROWS["wolf"]
+
+
+def test_a_refused_question_is_not_carried(shop: Shop) -> None:
+    engine = shop.chat("Take stilts.", min_relevance=1.0)
+    engine.chat("hello")
+    assert shop.llm.prompts == []
+    engine._turns = shop.turns("Take stilts.")
+    engine.chat("And at night?")
+    assert "hello" not in shop.llm.prompts[-1].split("Question:")[-1]
+
+
 def test_a_chat_model_gets_persona_history_and_passages(shop: Shop) -> None:
     engine = shop.chat("Take stilts.", is_chat=True)
     engine.chat("How do I cross a swamp?")

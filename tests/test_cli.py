@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,6 +73,44 @@ def test_status_before_anything_is_there(tmp_path: Path) -> None:
     assert status["table_version"] is None
     assert status["index_version"] is None
     assert "no Delta table" in status["table_problem"]
+
+
+def test_ctrl_c_ends_a_sync_with_one_sentence(tmp_path: Path, write_table: Write) -> None:
+    uri = write_table(pl.DataFrame({"t": ["a"]}))
+    code = """
+import signal, time
+from rag import cli, wiring
+def slow(*_, **__):
+    print("syncing", flush=True)
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:  # as a library might
+            pass
+wiring.sync = slow
+cli.main()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "sync"],
+        env=os.environ | {"RAG_TABLE__URI": uri},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "syncing\n"
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 130
+    assert told.strip().startswith("Stopped. The index is as it was")
+
+
+def test_a_bad_question_is_told_before_the_models_load(tmp_path: Path) -> None:
+    for question, message in (("", "is empty"), ("x" * 5000, "has 5,000 characters")):
+        done = run("ask", question, cwd=tmp_path)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "loading" not in done.stderr
 
 
 @pytest.mark.model

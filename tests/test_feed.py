@@ -144,9 +144,7 @@ def new_column(world: World) -> None:
     # switched on midway, the feed is worked out from the files: counted, that is right too
     [(feed_on_midway, "feed"), (vacuumed, "table"), (new_column, "table")],
 )
-def test_whatever_the_feed_can_tell_the_end_is_right(
-    world: World, change: Any, read: str
-) -> None:
+def test_whatever_the_feed_can_tell_the_end_is_right(world: World, change: Any, read: str) -> None:
     change(world)
     report = world.sync()
     assert report.read == read

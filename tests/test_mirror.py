@@ -19,7 +19,7 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.vector_stores.types import VectorStoreQuery
 from llama_index.vector_stores.lancedb import LanceDBVectorStore
 
-from rag.errors import IndexingError, IndexMismatch, IndexNotBuilt, TableEmpty
+from rag.errors import FilterError, IndexingError, IndexMismatch, IndexNotBuilt, TableEmpty
 from rag.mirror import Recipe
 
 
@@ -194,6 +194,16 @@ def test_the_stock_store_reads_the_index(world: World, tmp_path: Path) -> None:
         assert found.text == "blue sky"
 
 
+def test_ids_narrow_a_query_and_other_modes_are_refused(world: World) -> None:
+    world.write(frame(a="red apple", b="blue sky"))
+    world.sync()
+    index = VectorStoreIndex.from_vector_store(world.store, embed_model=world.embedding)
+    retriever = index.as_retriever(similarity_top_k=2, doc_ids=["b"])
+    assert [n.node.metadata["row_key"] for n in retriever.retrieve("apple")] == ["b"]
+    with pytest.raises(FilterError, match="'hybrid' is not available"):
+        index.as_retriever(vector_store_query_mode="hybrid").retrieve("apple")
+
+
 async def test_the_store_is_read_only_and_async(world: World) -> None:
     query = VectorStoreQuery(query_embedding=[1.0] * 64, similarity_top_k=3)
     with pytest.raises(IndexNotBuilt, match="rag sync"):
@@ -205,6 +215,7 @@ async def test_the_store_is_read_only_and_async(world: World) -> None:
         lambda: world.store.add([]),
         lambda: world.store.delete("a"),
         lambda: world.store.delete_nodes(["a"]),
+        world.store.clear,
     ):
         with pytest.raises(IndexingError, match="mirrors a Delta table"):
             refuse()
@@ -317,10 +328,17 @@ def test_a_damaged_index_is_one_sentence(world: World, tmp_path: Path) -> None:
     world.sync()
     versions = tmp_path / "index" / "nodes.lance" / "_versions"
     versions.rename(tmp_path / "kept")
-    with pytest.raises(IndexingError, match="cannot be read.*rag sync"):
+    with pytest.raises(IndexingError, match="cannot be read.*rag sync --rebuild"):
         world.store.get_nodes()
     (tmp_path / "kept").rename(versions)
     assert mirrored(world) == {"a": "red apple"}
+    for manifest in versions.iterdir():
+        manifest.write_text("garbage")
+    reopened = World(tmp_path)
+    with pytest.raises(IndexingError, match="cannot be read.*rag sync --rebuild"):
+        reopened.sync()
+    assert counts(reopened.sync(rebuild=True)) == (1, 0, 0, 0, 1)
+    assert mirrored(reopened) == {"a": "red apple"}
 
 
 def test_two_syncs_at_once_both_end_right(world: World) -> None:

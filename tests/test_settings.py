@@ -55,7 +55,7 @@ def test_a_mistyped_variable_is_refused(
         ('[table]\nury = "x"\n', "'table.ury', which is no setting. Did you mean 'table.uri'"),
         ('[tabel]\nuri = "x"\n', "'tabel', which is no setting. Did you mean 'table'"),
         ("[retrieval]\ntop_k = 0\n", "'retrieval.top_k' is 0: input should be greater"),
-        ("[retrieval\n", "cannot be read"),
+        ("[retrieval\n", "The file rag.toml cannot be read"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_sentence(toml: str, message: str) -> None:

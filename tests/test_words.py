@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rag.citation import find_support
-from rag.followup import is_followup, standalone
+from rag.question import is_followup, standalone
 from rag.words import content_words, numbers, sentence_ends, stems
 
 PASSAGE = (
@@ -91,7 +91,11 @@ def test_an_unsupported_sentence_is_not_cited(sentence: str) -> None:
         ("What about two of them?", True),
         ("Why?", True),
         ("Is there a cheaper one?", True),
+        ("And how do I keep my feet dry there?", True),
         ("What do I need against a werewolf?", False),
+        ("And how do I sail past the sirens at night?", False),
+        ("Who are you?", False),
+        ("Werewolf?", False),
         ("How do I cross a haunted swamp without getting lost in the dark?", False),
     ],
 )

@@ -18,11 +18,11 @@ import filelock
 import pyarrow as pa
 from lancedb.table import LanceTable
 
-from rag.errors import IndexMismatch, TableEmpty
+from rag.errors import IndexingError, IndexMismatch, TableEmpty
 from rag.mirror.compare import Changes, by_feed, by_rows
 from rag.mirror.staging import Load, Splitter, Staging
 from rag.progress import Progress, SyncReport, silent
-from rag.store import IndexState, NodeStore, nodes_schema
+from rag.store import NODES, IndexState, NodeStore, nodes_schema
 from rag.table import FeedUnreadable, Snapshot
 from rag.template import text_hash
 
@@ -71,8 +71,7 @@ def sync(
     """
     started = time.monotonic()
     with _alone(str(store.uri), progress):
-        table = store.snapshot()
-        state = store.state(table) if table is not None else None
+        table, state = _opened(store, drops_unreadable=rebuild)
         is_other = state is not None and state.table_id != snapshot.table_id
         if rebuild or (replaces and is_other):
             state = None
@@ -91,6 +90,19 @@ def sync(
         changes = run.collect()
         state = run.publish(changes)
         return _report(state, changes, run.staging.n_embedded, started)
+
+
+def _opened(
+    store: NodeStore, *, drops_unreadable: bool
+) -> tuple[LanceTable | None, IndexState | None]:
+    try:
+        table = store.snapshot()
+        return table, store.state(table) if table is not None else None
+    except IndexingError:
+        if not drops_unreadable:
+            raise
+        store.drop(NODES)
+        return None, None
 
 
 class _Sync:

@@ -1,4 +1,4 @@
-"""A follow-up question, made self-contained by rule.
+"""What is asked: checked, and made self-contained where it leans on an earlier question.
 
 Knows words only. A model of the smallest size cannot rewrite a question, a rule can: it puts the
 last question that stood alone in front of one that cannot.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from rag.errors import QuestionError
 from rag.words import content_words
 
 _OPENERS = re.compile(
@@ -23,8 +24,25 @@ _POINTERS = re.compile(
 )
 _CARRIED_CHARS = 300
 """Of the last question, so that both fit the embedding model's window."""
-_SHORT = 3
-"""With a pointer and at most this many content words of its own, a question leans on the last."""
+_OPENED, _POINTED = 2, 3
+"""With an opener or a pointer, a question of at most so many content words of its own leans on an
+earlier one; with more it says itself what it is about."""
+
+
+def checked(question: str, *, max_chars: int) -> str:
+    """Return the question without blanks around it.
+
+    Raises:
+        QuestionError: it is empty or too long.
+    """
+    if len(question) > max_chars:
+        raise QuestionError(
+            f"The question has {len(question):,} characters; at most {max_chars:,} are read. "
+            "Ask it more briefly."
+        )
+    if not question.strip():
+        raise QuestionError("The question is empty. Ask something about the table.")
+    return question.strip()
 
 
 def standalone(question: str, earlier: Sequence[str]) -> str:
@@ -36,7 +54,7 @@ def standalone(question: str, earlier: Sequence[str]) -> str:
 
     Args:
         question: As typed.
-        earlier: Earlier questions, oldest first.
+        earlier: Earlier questions that were answered, oldest first.
     """
     if not is_followup(question):
         return question
@@ -47,6 +65,6 @@ def standalone(question: str, earlier: Sequence[str]) -> str:
 def is_followup(question: str) -> bool:
     """Whether a question cannot stand alone."""
     n_own = len(content_words(question))
-    if _OPENERS.match(question.strip()):
-        return n_own <= 2 * _SHORT
-    return n_own == 0 or (n_own <= _SHORT and bool(_POINTERS.search(question)))
+    if _OPENERS.match(question.strip()) and n_own <= _OPENED:
+        return True
+    return n_own <= _POINTED and bool(_POINTERS.search(question))
