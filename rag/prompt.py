@@ -34,11 +34,9 @@ _SHOTS = (
         "the varnish, and a small humidity meter to watch the air.",
     ),
     _Shot(
-        question="When is the museum open?",
-        passage="City museum: open from ten to six, closed on Mondays, free on the first Sunday of "
-        "the month",
-        answer="The city museum is open from ten to six, closed on Mondays, and free on the first "
-        "Sunday of the month.",
+        question="Who lends books?",
+        passage="Town library: Lends books and films.",
+        answer="The town library lends books and films.",
     ),
 )
 """The two examples. Neither is about anything the demo library holds.
@@ -52,11 +50,12 @@ Good: names an item of the row, nothing of the examples, at most three sentences
     the same, the first example a recipe in prose                      6  (5) | 5
     question, passage, answer; two `For … use …` rows                 12 (12) | 4
     ... the first a recipe in prose                                   12 (12) | 5
-    ... the second a fact about opening hours: these                  12 (12) | 5
+    ... the second a long fact about opening hours                    12 (12) | 5
     passage first, every answer beginning `For that, use`             12 (12) | 0
 
-With the question first the model no longer repeats the question or an example's answer. Held out:
-30 of 30 demo questions good and all three items named in 30 (in 28 with two `For … use …` rows).
+With the question first the model no longer repeats the question or an example's answer. On 12 short
+rows of other tables (`Clock shop: Repairs clocks.`) the long fact as second example led to 2 invented
+answers (its opening hours), the short one here to none.
 """
 
 _INSTRUCTION = (

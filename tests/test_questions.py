@@ -8,7 +8,10 @@ import pytest
 import yaml
 
 import rag
+from rag import wiring
+from rag.citation import find_support
 from rag.demo import rows
+from rag.prompt import COMPLETION_STOP, completion_prompt
 
 QUESTIONS = yaml.safe_load((Path(__file__).parent / "data" / "demo_questions.yaml").read_text())
 ANSWERABLE = [q for q in QUESTIONS if q["row_id"] is not None]
@@ -42,3 +45,18 @@ def test_the_demo_questions_are_answered_from_the_right_row(in_shop: Path) -> No
     assert len(wrong_answer) <= 3, wrong_answer
     assert len(uncited) <= 3, uncited
     assert len(answered) <= 1, answered
+
+
+@pytest.mark.model
+def test_short_rows_of_other_tables_are_not_embroidered(in_shop: Path) -> None:
+    rows = yaml.safe_load((Path(__file__).parent / "data" / "short_rows.yaml").read_text())
+    assert len(rows) == 12
+    model = wiring._llm(rag.Settings())
+    wrong = []
+    for row in rows:
+        prompt = completion_prompt(row["question"], [row["row"]])
+        answer = model.complete(prompt, formatted=True, stop_strings=COMPLETION_STOP).text
+        told = all(word.lower() in answer.lower() for word in row["answer"])
+        if not told or find_support(answer, [row["row"]]) is None:
+            wrong.append(answer)
+    assert len(wrong) <= 1, wrong
