@@ -53,9 +53,9 @@ Good: names an item of the row, nothing of the examples, at most three sentences
     ... the second a long fact about opening hours                    12 (12) | 5
     passage first, every answer beginning `For that, use`             12 (12) | 0
 
-With the question first the model no longer repeats the question or an example's answer. On 12 short
-rows of other tables (`Clock shop: Repairs clocks.`) the long fact as second example led to 2 invented
-answers (its opening hours), the short one here to none.
+With the question first the model no longer repeats the question or an example's answer. On 12
+short rows of other tables (`Clock shop: Repairs clocks.`) the long fact as second example led to
+2 invented answers (its opening hours), the short one here to none; of 30 demo questions all good.
 """
 
 _INSTRUCTION = (
