@@ -141,22 +141,24 @@ class Turns:
             yield Done(text, True, [], [], version)
             return
         sources = hits[: self._options.n_passages]
-        yield Answering(sources, refused=False)
-        # 4. the answer, cited sentence by sentence
+        is_chat = self._llm.metadata.is_chat_model
         prompt = build(
-            question if self._llm.metadata.is_chat_model else query,
+            question if is_chat else query,
             [s.node.get_content() for s in sources],
-            is_chat=self._llm.metadata.is_chat_model,
+            is_chat=is_chat,
             persona=self._options.persona,
             history=history,
             n_tokens=self._n_tokens,
             budget=self._options.n_ctx - self._options.max_tokens,
         )
+        sources = sources[: prompt.n_passages]
+        yield Answering(sources, refused=False)
+        # 4. the answer, cited sentence by sentence
         citer = _Citer(sources)
         for delta in self._stream(prompt, stop):
             yield from citer.feed(delta)
         yield from citer.finish()
-        if citer.text and not citer.citations and not stop.is_set():
+        if not citer.citations and not stop.is_set():
             yield from citer.quote()
         yield Done(citer.text, False, sources, citer.citations, version)
 
@@ -214,7 +216,7 @@ class _Citer:
         """Say that nothing of the answer stands in a source, and quote the best one instead."""
         start = len(self.text)
         passage = self._passages[0]
-        self.text += f"{UNSUPPORTED} “{passage}”"
+        self.text += f"{UNSUPPORTED if self.text.strip() else QUOTED} “{passage}”"
         yield Token(self.text[start:])
         row_key = self._sources[0].node.metadata["row_key"]
         self.citations.append(Citation(1, row_key, 0, len(passage)))
@@ -230,6 +232,8 @@ class _Citer:
         yield Cited(citation)
 
 
+QUOTED = "The nearest row says:"
+"""Put before a quotation when the model said nothing."""
 UNSUPPORTED = "\n\nThe table does not support this. What the nearest row says:"
 """Put before a quotation when no sentence of an answer is supported."""
 

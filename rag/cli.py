@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -47,8 +48,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_out = Console(highlight=False, soft_wrap=True, emoji=False)
+_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _INTERRUPTED = 130
 """Exit code of a program ended by Ctrl-C."""
 _REFRESH_S = 2.0
@@ -244,7 +246,7 @@ def _show(events: Generator[Event, None, None]) -> None:
     done = None
     with contextlib.closing(events):
         for event in events:
-            _out.print(escape(plain(event)), end="")
+            _out.print(_text(plain(event)), end="")
             done = event
     _out.print()
     sources = getattr(done, "sources", [])
@@ -252,8 +254,8 @@ def _show(events: Generator[Event, None, None]) -> None:
     for n, hit in enumerate(sources, 1):
         key = hit.node.metadata["row_key"]
         place = f"{hit.node.metadata['table_uri']} · version {version} · row {key}"
-        _out.print(f"\n[bold]\\[{n}][/] {escape(hit.title)}  [dim]{hit.relevance:.2f}[/]")
-        _out.print(f"    [dim]{escape(place)}[/]")
+        _out.print(f"\n[bold]\\[{n}][/] {_text(hit.title)}  [dim]{hit.relevance:.2f}[/]")
+        _out.print(f"    [dim]{_text(place)}[/]")
 
 
 def _drain(events: Generator[Event, None, None]) -> Done:
@@ -275,7 +277,7 @@ def _as_json(done: Done) -> dict[str, Any]:
             "title": hit.title,
             "relevance": round(hit.relevance, 4),
             "text": hit.node.get_content(),
-            **hit.node.metadata,
+            "metadata": hit.node.metadata,
         }
 
     sources = [source(n, hit) for n, hit in enumerate(done.sources, 1)]
@@ -329,6 +331,11 @@ def _print_table(*rows: tuple[str, str]) -> None:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2, default=str))  # noqa: T201
+
+
+def _text(text: str) -> str:
+    """Return text as it is: no markup of ours, no orders to the terminal."""
+    return escape(_CONTROL.sub("", text))
 
 
 def _brief(value: Any) -> str:

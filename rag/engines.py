@@ -71,6 +71,18 @@ class TableChatStream(StreamingAgentChatResponse):
     metadata: dict[str, Any] = field(default_factory=dict)
     texts: Generator[str, None, None] | None = None
     atexts: AsyncGenerator[str, None] | None = None
+    events: Generator[Event, None, None] | None = None
+    aevents: AsyncGenerator[Event, None] | None = None
+
+    def close(self) -> None:
+        """Stop the model, also when nothing was read yet."""
+        if self.events is not None:
+            self.events.close()
+
+    async def aclose(self) -> None:
+        """Stop the model, also when nothing was read yet."""
+        if self.aevents is not None:
+            await self.aevents.aclose()
 
     @property
     def response_gen(self) -> Generator[str, None, None]:
@@ -116,6 +128,8 @@ class TableChatEngine(BaseChatEngine):
     def __init__(self, turns: Turns, *, history_turns: int) -> None:
         self._turns, self._history_turns = turns, history_turns
         self._history: list[ChatMessage] = []
+        self._generation = 0
+        self._lock = threading.Lock()
 
     @property
     def chat_history(self) -> list[ChatMessage]:
@@ -123,20 +137,24 @@ class TableChatEngine(BaseChatEngine):
         return list(self._history)
 
     def reset(self) -> None:
-        """Forget the conversation."""
-        self._history = []
+        """Forget the conversation; a turn still running is forgotten with it."""
+        self.recall([])
 
     def recall(self, chat_history: Sequence[ChatMessage]) -> None:
-        """Remember this conversation instead."""
-        self._history = list(chat_history)
+        """Remember this conversation instead; a turn still running is forgotten."""
+        with self._lock:
+            self._history = list(chat_history)
+            self._generation += 1
 
     def events(self, question: str) -> Generator[Event, None, None]:
         """Yield the events of a turn as they happen; closing it stops the model."""
-        return run_ahead(lambda stop: self._run(question, stop))
+        generation = self._generation
+        return run_ahead(lambda stop: self._run(question, generation, stop))
 
     def aevents(self, question: str) -> AsyncGenerator[Event, None]:
         """Do as `events`, for an event loop."""
-        return in_thread(lambda stop: self._run(question, stop))
+        generation = self._generation
+        return in_thread(lambda stop: self._run(question, generation, stop))
 
     def chat(
         self, message: str, chat_history: list[ChatMessage] | None = None
@@ -157,7 +175,10 @@ class TableChatEngine(BaseChatEngine):
         sources = _until_answering(events)
         facts: dict[str, Any] = {}
         return TableChatStream(
-            source_nodes=list(sources), metadata=facts, texts=_texts(events, facts)
+            source_nodes=list(sources),
+            metadata=facts,
+            texts=_texts(events, facts),
+            events=events,
         )
 
     async def achat(
@@ -181,10 +202,15 @@ class TableChatEngine(BaseChatEngine):
         sources = await _auntil_answering(events)
         facts: dict[str, Any] = {}
         return TableChatStream(
-            source_nodes=list(sources), metadata=facts, atexts=_atexts(events, facts)
+            source_nodes=list(sources),
+            metadata=facts,
+            atexts=_atexts(events, facts),
+            aevents=events,
         )
 
-    def _run(self, question: str, stop: threading.Event) -> Generator[Event, None, None]:
+    def _run(
+        self, question: str, generation: int, stop: threading.Event
+    ) -> Generator[Event, None, None]:
         answer = ""
         answering: Answering | None = None
         try:
@@ -196,10 +222,10 @@ class TableChatEngine(BaseChatEngine):
         finally:
             # a stopped answer is remembered as far as it got; a failed search is not
             if answering is not None:
-                self._remember(question, answer, refused=answering.refused)
+                self._remember(question, answer, generation, refused=answering.refused)
 
-    def _remember(self, question: str, answer: str, *, refused: bool) -> None:
-        self._history += [
+    def _remember(self, question: str, answer: str, generation: int, *, refused: bool) -> None:
+        turn = [
             ChatMessage(role=MessageRole.USER, content=question),
             ChatMessage(
                 role=MessageRole.ASSISTANT,
@@ -208,7 +234,9 @@ class TableChatEngine(BaseChatEngine):
             ),
         ]
         n_kept = 2 * self._history_turns
-        self._history = self._history[-n_kept:] if n_kept else []
+        with self._lock:
+            if generation == self._generation:
+                self._history = [*self._history, *turn][-n_kept:] if n_kept else []
 
 
 def _until_answering(events: Generator[Event, None, None]) -> Sequence[NodeWithScore]:

@@ -143,7 +143,7 @@ def _literal_of(kind: pa.DataType, f: MetadataFilter) -> Callable[[Any], str]:
     def literal(value: Any) -> str:
         try:
             return writer(value)
-        except (TypeError, ValueError, InvalidOperation) as e:
+        except (TypeError, ValueError, OverflowError, InvalidOperation) as e:
             raise FilterError(
                 f"Filter on column {f.key!r} compares with {value!r}, "
                 f"but the column holds {kind} values."
@@ -194,11 +194,14 @@ def _number(value: Any) -> str:
         value = float(value)
     if not isinstance(value, (int, float)) or value != value or value in (_INF, -_INF):
         raise ValueError
-    return f"({value!r})" if abs(value) < _BIG else f"({float(value)!r})"
+    return f"({value!r})" if -_BIG <= value < _BIG else f"({float(value)!r})"
 
 
 _INF = float("inf")
 _BIG = 2**63
+
+
+_DECIMAL_DIGITS = 38
 
 
 def _decimal(value: Any) -> str:
@@ -208,7 +211,7 @@ def _decimal(value: Any) -> str:
     if not number.is_finite():
         raise ValueError
     scale = max(0, -int(number.as_tuple().exponent))
-    if scale > 37:
+    if scale + max(0, number.adjusted() + 1) > _DECIMAL_DIGITS:
         raise ValueError
     return f"CAST('{number:f}' AS DECIMAL(38, {scale}))"
 

@@ -76,6 +76,8 @@ class Prompt:
 
     text: str = ""
     messages: tuple[ChatMessage, ...] = ()
+    n_passages: int = 0
+    """How many of the passages it holds, the best ones; the last may be cut."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,10 @@ def build(
             messages = chat_messages(
                 question, parts.passages, persona=persona, history=parts.history
             )
-            return Prompt(messages=tuple(messages))
-        return Prompt(text=completion_prompt(question, parts.passages))
+            return Prompt(messages=tuple(messages), n_passages=len(parts.passages))
+        return Prompt(
+            text=completion_prompt(question, parts.passages), n_passages=len(parts.passages)
+        )
 
     def cost(prompt: Prompt) -> int:
         if not is_chat:

@@ -14,7 +14,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import lance
@@ -31,13 +31,23 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.vector_stores.lancedb import LanceDBVectorStore
 
-from rag.errors import FilterError, IndexingError, IndexNotBuilt, IndexWriteError
+from rag.errors import (
+    FilterError,
+    IndexingError,
+    IndexMismatch,
+    IndexNotBuilt,
+    IndexWriteError,
+)
 from rag.filters import where
 from rag.table import row_metadata
 
 NODES = "nodes"
+STAGE = "rag-stage-"
+"""How the names of staging tables begin; other tables of the database are left alone."""
 FORMAT = 1
 """Layout of the index; an index of another format is rebuilt."""
+
+_log = logging.getLogger(__name__)
 
 _STATE_ID = "state"  # a node's id holds a colon, so it cannot be this
 _COLUMNS = "metadata"  # the name the stock store expects
@@ -67,6 +77,8 @@ class IndexState:
     n_rows: int
     n_nodes: int
     n_blank: int
+    commit: str = ""
+    """Identity of the mirrored commit; a table restored from a backup has another."""
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -77,7 +89,10 @@ class IndexState:
     def from_json(cls, text: str) -> IndexState:
         """Read what `to_json` wrote."""
         values = json.loads(text)
-        return cls(**{**values, "key": tuple(values["key"])})
+        known = {f.name for f in fields(cls)}
+        return cls(
+            **{k: v for k, v in values.items() if k in known} | {"key": tuple(values["key"])}
+        )
 
 
 def nodes_schema(dimension: int, columns: pa.Schema) -> pa.Schema:
@@ -122,16 +137,23 @@ class NodeStore(LanceDBVectorStore):
     """
 
     _storage_options: dict[str, str] | None = PrivateAttr()
+    _embedding: str | None = PrivateAttr(default=None)
+    _version: int | None = PrivateAttr(default=None)
 
     def __init__(self, uri: str, storage_options: dict[str, str] | None = None) -> None:
-        with _without_advice():
-            super().__init__(
-                uri=uri,
-                table_name=NODES,
-                doc_id_key="row_key",
-                mode="create",
-                connection=lancedb.connect(uri, storage_options=storage_options),
-            )
+        # the stock store warns that a table does not exist yet and asks to add data to it
+        logging.getLogger("llama_index.vector_stores.lancedb.base").addFilter(_no_advice)
+        try:
+            connection = lancedb.connect(uri, storage_options=storage_options)
+        except _FAILURES as e:
+            raise IndexWriteError(uri, _first_line(e)) from e
+        super().__init__(
+            uri=uri,
+            table_name=NODES,
+            doc_id_key="row_key",
+            mode="create",
+            connection=connection,
+        )
         self._storage_options = storage_options
 
     def _table_exists(self, tbl_name: str | None = None) -> bool:
@@ -142,6 +164,10 @@ class NodeStore(LanceDBVectorStore):
     def table(self) -> LanceTable | None:
         """The index as it is now."""
         return self.snapshot()
+
+    def expect(self, *, embedding: str | None = None, version: int | None = None) -> None:
+        """Refuse to read an index of another embedding space or Delta version from now on."""
+        self._embedding, self._version = embedding, version
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -163,7 +189,13 @@ class NodeStore(LanceDBVectorStore):
         with self._reading():
             rows = table.search().where(f"id = '{_STATE_ID}'").select(["state"])
             found = rows.limit(1).to_list()
-        return IndexState.from_json(found[0]["state"]) if found else None
+        try:
+            return IndexState.from_json(found[0]["state"]) if found else None
+        except (KeyError, TypeError, ValueError) as e:
+            raise IndexingError(
+                f"The index at {self.uri!r} was made by another release. "
+                "Run `rag sync --rebuild` to build it anew."
+            ) from e
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Return the nodes nearest to a query embedding.
@@ -258,6 +290,18 @@ class NodeStore(LanceDBVectorStore):
         state = self.state(table) if table is not None else None
         if table is None or state is None:
             raise IndexNotBuilt(str(self.uri))
+        # a sync may have rebuilt or moved the index since the reader was made
+        for what, built, wanted in (
+            ("embedding model", state.embedding, self._embedding),
+            ("Delta version", state.table_version, self._version),
+        ):
+            if wanted is not None and built != wanted:
+                raise IndexMismatch(
+                    what,
+                    built=built,
+                    wanted=wanted,
+                    mend="Make the engine anew, or run `rag sync`.",
+                )
         return table, state
 
     def _where(self, table: LanceTable, filters: MetadataFilters) -> str:
@@ -268,9 +312,14 @@ class NodeStore(LanceDBVectorStore):
     # -- writing: the mirror's side ----------------------------------------------------------
 
     def stage(self, name: str, schema: pa.Schema) -> LanceTable:
-        """Open the staging table of this name, or make it; stages of other syncs are dropped."""
+        """Open the staging table of this name, or make it; stages of other syncs are dropped.
+
+        Args:
+            name: Begins with `STAGE`.
+            schema: Of the nodes.
+        """
         with self._writing():
-            names = [n for n in self._connection.list_tables().tables if n != NODES]
+            names = self._stages()
             for other in names:
                 if other != name:
                     self._connection.drop_table(other)
@@ -283,9 +332,30 @@ class NodeStore(LanceDBVectorStore):
         with self._writing():
             stage.add(pa.Table.from_batches([batch]))
 
-    def drop(self, name: str) -> None:
-        """Drop a table: a stage, or an index that cannot be read."""
-        self._connection.drop_table(name)
+    def discard(self) -> None:
+        """Drop an index that cannot be read."""
+        with self._writing():
+            self._connection.drop_table(NODES)
+
+    def tidy(self) -> None:
+        """Remove what a publish leaves behind: stages and tombstones.
+
+        The index is right with or without them, so a failure is only logged; the next sync tries
+        again.
+        """
+        try:
+            for name in self._stages():
+                self._connection.drop_table(name)
+            table = self.snapshot()
+            tombstones = f"row_hash IS NULL AND id <> '{_STATE_ID}'"
+            if table is not None and table.count_rows(tombstones):
+                table.delete(tombstones)
+        except (*_FAILURES, IndexingError) as e:
+            _log.warning("The index at %s could not be tidied: %s", self.uri, _first_line(e))
+
+    def _stages(self) -> list[str]:
+        names = self._connection.list_tables().tables
+        return [n for n in names if n.startswith(STAGE)]
 
     def replace(self, stage: LanceTable, state: IndexState) -> None:
         """Make the index hold exactly the stage's nodes and this state, in one commit."""
@@ -322,15 +392,14 @@ class NodeStore(LanceDBVectorStore):
             merge = table.to_lance().merge_insert("id")
             merge.when_matched_update_all().when_not_matched_insert_all()
             merge.conflict_retries(0).execute(rows)
-            if gone:
-                table.checkout_latest()
-                table.delete(f"row_hash IS NULL AND id <> '{_STATE_ID}'")
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
         try:
             yield
         except _FAILURES as e:
+            if "filter" in str(e).lower():  # every name and literal in it was ours to check
+                raise FilterError(f"The filter cannot be applied: {_first_line(e)}.") from e
             raise IndexingError(
                 f"The index at {self.uri!r} cannot be read: {_first_line(e)}. "
                 "Run `rag sync --rebuild` to build it anew."
@@ -362,15 +431,8 @@ class NodeStore(LanceDBVectorStore):
         raise _read_only()
 
 
-@contextlib.contextmanager
-def _without_advice() -> Iterator[None]:
-    # the stock store warns that a table does not exist yet and asks to add data to it
-    logger = logging.getLogger("llama_index.vector_stores.lancedb.base")
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = False
+def _no_advice(record: logging.LogRecord) -> bool:
+    return "Please add some data" not in record.getMessage()
 
 
 def _node(row: dict[str, Any], state: IndexState) -> TextNode:

@@ -68,7 +68,7 @@ async def in_thread(make: Make[T]) -> AsyncGenerator[T, None]:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(items.put_nowait, item)
 
-    stop, _ = _start(make, put)
+    stop, thread = _start(make, put)
     try:
         while True:
             item = await items.get()
@@ -79,6 +79,7 @@ async def in_thread(make: Make[T]) -> AsyncGenerator[T, None]:
             yield item.value
     finally:
         stop.set()
+        await asyncio.shield(asyncio.to_thread(thread.join, _JOIN_S))
 
 
 def _start(

@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.schema import PrimitiveType
 from llama_index.core.schema import Document
 
 from rag.errors import ColumnNotFound, RowKeyError, TableError, TableNotFound, VersionNotFound
-from rag.template import Template, content_hashes, text_of
+from rag.template import Template, content_hashes, text_hash, text_of
 
 DEFAULT_KEY = "row_id"
 RESERVED = ("table_uri", "table_version", "row_key")
@@ -43,7 +45,13 @@ class Snapshot:
     key: tuple[str, ...]
     """Columns that identify a row; empty when its content does."""
     template: Template
+    commit: str
+    """Identity of the commit that made this version; empty when its log is gone."""
     delta: DeltaTable = field(repr=False, compare=False)
+
+    def commit_of(self, version: int) -> str:
+        """Return the identity of an older version's commit; empty when its log is gone."""
+        return _commit(self.uri, version, self.delta)
 
     def rows(self) -> Iterator[Rows]:
         """Yield the rows in batches, in no promised order; blank rows are left out.
@@ -87,9 +95,9 @@ class Snapshot:
 
     def _change(self, frame: pl.DataFrame, signs: pl.Series) -> Change:
         blank = frame.select(self.template.is_blank(frame.schema)).to_series()
-        if self.key and frame.select(_any_null(self.key)).to_series().any():
-            raise FeedUnreadable("a key is null")
         kept = frame.filter(~blank)
+        if self.key and kept.select(_any_null(self.key)).to_series().any():
+            raise FeedUnreadable("a key is null")
         hashes = content_hashes(kept, kept.columns)
         keys = self._keys(kept) if self.key else hashes.alias("row_key")
         return Change(
@@ -141,9 +149,10 @@ class Snapshot:
         )
 
     def _check_key(self) -> None:
-        frames = [
-            f.select(self._keys(f), _null=_any_null(self.key)) for f in self._frames(self.key)
-        ]
+        # a blank row is not indexed, so its key does not matter
+        needed = list(dict.fromkeys([*self.key, *self.template.columns]))
+        filled = (f.filter(~self.template.is_blank(f.schema)) for f in self._frames(needed))
+        frames = [f.select(self._keys(f), _null=_any_null(self.key)) for f in filled]
         if not frames:
             return
         keys = pl.concat(frames)
@@ -256,6 +265,12 @@ def open_table(
     for name in key:
         if name not in columns:
             raise ColumnNotFound(uri, name, columns, setting="RAG_TABLE__KEY")
+        kind = next(f.type for f in delta.schema().fields if f.name == name)
+        if not isinstance(kind, PrimitiveType) or kind.type == "binary":
+            raise TableError(
+                f"Key column {name!r} of Delta table {uri!r} holds values of type {kind}. "
+                "Set RAG_TABLE__KEY to columns of text, numbers or dates."
+            )
     return Snapshot(
         uri=uri,
         version=delta.version(),
@@ -263,6 +278,7 @@ def open_table(
         columns=columns,
         key=tuple(key),
         template=parsed,
+        commit=_commit(uri, delta.version(), delta),
         delta=delta,
     )
 
@@ -302,6 +318,18 @@ def _open(uri: str, options: dict[str, str] | None) -> DeltaTable:
         if "not exist" in str(e):
             raise TableNotFound(uri, _first_line(e)) from e
         raise TableError(f"Delta table {uri!r} cannot be opened: {_first_line(e)}.") from e
+
+
+def _commit(uri: str, version: int, delta: DeltaTable) -> str:
+    log = Path(uri.removeprefix("file://")) / "_delta_log" / f"{version:020}.json"
+    try:
+        if log.is_file():
+            return text_hash(log.read_text(errors="replace"))
+        # on object storage; slower, because deltalake reads the whole log for it
+        found = [c for c in delta.history() if c.get("version") == version]
+    except _FAILURES:
+        return ""
+    return text_hash(json.dumps(found[0], sort_keys=True, default=str)) if found else ""
 
 
 def _content_keys(hashes: pl.Series, n_seen: dict[str, int]) -> pl.Series:

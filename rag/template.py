@@ -116,7 +116,13 @@ def content_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
     """
     parts: list[pl.Expr] = []
     for name in sorted(columns):
-        text = text_of(name, frame.schema[name])
+        dtype = frame.schema[name]
+        # a list written for reading is ambiguous: ["a, b"] and ["a", "b"] look the same
+        text = (
+            pl.col(name).map_batches(_as_json, return_dtype=pl.String)
+            if dtype.is_nested()
+            else text_of(name, dtype)
+        )
         sized = pl.concat_str([text.str.len_bytes().cast(pl.String), pl.lit(":"), text])
         parts += [pl.lit(f"{len(name)}:{name}"), sized.fill_null("null")]
     canonical = frame.select(pl.concat_str(parts).alias("canonical")).to_series()

@@ -7,15 +7,16 @@ the web chat do not wait for them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from weakref import WeakValueDictionary
 
 from rag.catalogue import EMBEDDING_MODELS, LLM_MODELS
 from rag.errors import IndexMismatch, IndexNotBuilt, RagError, SettingsError
@@ -42,7 +43,10 @@ _LOCAL_N_CTX = 4096
 _LOCAL_N_PASSAGES = {"chat": 3, "completion": 1}
 """What a model outside the catalogue is trusted with."""
 
+T = TypeVar("T")
 _loading = threading.RLock()  # two threads that need a model load it once
+_models: WeakValueDictionary[tuple[object, ...], Any] = WeakValueDictionary()
+_kept: dict[str, Any] = {}
 
 
 def sync(settings: Settings, *, rebuild: bool = False, progress: Progress = silent) -> SyncReport:
@@ -109,17 +113,19 @@ def retriever(
         IndexMismatch: the index was built from something else than the settings name.
     """
     from rag.retrieval import TableRetriever
+    from rag.table import RESERVED
     from rag.template import Template
 
     if top_k is not None and top_k < 1:
         raise SettingsError(f"top_k is {top_k}; a retriever returns at least 1 row.")
     store, _ = _built(settings, version)
+    named = Template.parse(settings.table.template).columns[0]
     return TableRetriever(
         store,
         _embedding(settings),
         top_k=top_k or settings.retrieval.top_k,
         filters=filters,
-        title_column=Template.parse(settings.table.template).columns[0],
+        title_column=f"column.{named}" if named in RESERVED else named,
     )
 
 
@@ -318,6 +324,7 @@ def _built(settings: Settings, version: int | None) -> tuple[NodeStore, IndexSta
             wanted=wanted_version,
             mend=f"Run `rag sync --version {wanted_version}` to mirror that one.",
         )
+    store.expect(embedding=state.embedding, version=wanted_version)
     return store, state
 
 
@@ -351,11 +358,10 @@ def _embedding(settings: Settings, progress: Progress = silent) -> E5Embedding:
         return _embedding_at(folder, settings.embedding.device)
 
 
-@lru_cache(maxsize=2)
 def _embedding_at(folder: Path, device: str) -> E5Embedding:
     from rag.embedding import E5Embedding
 
-    return E5Embedding(folder, device=device)
+    return _shared("embedding", (folder, device), lambda: E5Embedding(folder, device=device))
 
 
 def _splitter(settings: Settings) -> Splitter:
@@ -387,12 +393,25 @@ def _llm(settings: Settings, progress: Progress = silent) -> GgufLLM:
         )
 
 
-@lru_cache(maxsize=1)
-def _llm_at(path: Path, **options: object) -> GgufLLM:
+def _llm_at(path: Path, **options: Any) -> GgufLLM:
     from rag.llm import GgufLLM
 
-    return GgufLLM(path, **options)  # type: ignore[arg-type]
+    key = (path, *sorted(options.items()))
+    return _shared("llm", key, lambda: GgufLLM(path, **options))
+
+
+def _shared(kind: str, key: tuple[object, ...], load: Callable[[], T]) -> T:
+    """Return the model of this key: loaded once while anything uses it, and the last one kept."""
+    found = _models.get((kind, *key))
+    if found is None:
+        found = _models[(kind, *key)] = load()
+    _kept[kind] = found
+    return cast(T, found)
 
 
 def _bytes_under(folder: Path) -> int:
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    n_bytes = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a sync may be tidying up
+            n_bytes += path.stat().st_size if path.is_file() else 0
+    return n_bytes

@@ -18,11 +18,11 @@ import filelock
 import pyarrow as pa
 from lancedb.table import LanceTable
 
-from rag.errors import IndexingError, IndexMismatch, TableEmpty
+from rag.errors import IndexingError, IndexMismatch, IndexWriteError, TableEmpty
 from rag.mirror.compare import Changes, by_feed, by_rows
 from rag.mirror.staging import Load, Splitter, Staging
 from rag.progress import Progress, SyncReport, silent
-from rag.store import NODES, IndexState, NodeStore, nodes_schema
+from rag.store import STAGE, IndexState, NodeStore, nodes_schema
 from rag.table import FeedUnreadable, Snapshot
 from rag.template import text_hash
 
@@ -85,6 +85,7 @@ def sync(
             )
         wanted = _state(snapshot, recipe)
         if state is not None and state == _counts_of(state, wanted):
+            store.tidy()
             return _report(state, Changes(n_unchanged=state.n_rows, read="nothing"), 0, started)
         run = _Sync(store, snapshot, load, progress, table=table, state=state, wanted=wanted)
         changes = run.collect()
@@ -101,7 +102,7 @@ def _opened(
     except IndexingError:
         if not drops_unreadable:
             raise
-        store.drop(NODES)
+        store.discard()
         return None, None
 
 
@@ -129,7 +130,7 @@ class _Sync:
         mark = text_hash(wanted.to_json())[:12]
         self.staging = Staging(
             store,
-            f"stage-{base}-{snapshot.version}-{mark}",
+            f"{STAGE}{base}-{snapshot.version}-{mark}",
             schema,
             load,
             table if has_vectors else None,
@@ -137,7 +138,7 @@ class _Sync:
 
     def collect(self) -> Changes:
         """Find out what differs, and stage it."""
-        if self.base is not None and self.table is not None and self._is_newer(self.base):
+        if self.base is not None and self.table is not None and self._follows(self.base):
             try:
                 return by_feed(
                     self.snapshot,
@@ -173,11 +174,14 @@ class _Sync:
             self.store.merge(self.table, self.staging.table, changes.gone, state)
         else:
             self.store.replace(self.staging.table, state)
-        self.store.drop(self.staging.name)
+        self.store.tidy()
         return state
 
-    def _is_newer(self, base: IndexState) -> bool:
-        return base.table_version < self.snapshot.version
+    def _follows(self, base: IndexState) -> bool:
+        # a table restored from a backup and written on is another one from that version on
+        return base.table_version < self.snapshot.version and bool(
+            base.commit and base.commit == self.snapshot.commit_of(base.table_version)
+        )
 
 
 def _state(snapshot: Snapshot, recipe: Recipe) -> IndexState:
@@ -194,6 +198,7 @@ def _state(snapshot: Snapshot, recipe: Recipe) -> IndexState:
         n_rows=0,
         n_nodes=0,
         n_blank=0,
+        commit=snapshot.commit,
     )
 
 
@@ -207,7 +212,10 @@ def _same_build(
 ) -> bool:
     """Whether only the table's version moved, so that equal rows can stay as they are."""
     moved = replace(
-        _counts_of(state, wanted), table_version=state.table_version, table_uri=state.table_uri
+        _counts_of(state, wanted),
+        table_version=state.table_version,
+        table_uri=state.table_uri,
+        commit=state.commit,
     )
     return table is not None and state == moved and table.schema.equals(schema)
 
@@ -232,7 +240,10 @@ def _alone(uri: str, progress: Progress) -> Iterator[None]:
     if "://" in uri:  # on object storage the commit itself refuses a stale base
         yield
         return
-    Path(uri).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(uri).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise IndexWriteError(uri, str(e)) from e
     lock = filelock.FileLock(Path(uri) / ".sync.lock")
     try:
         lock.acquire(timeout=0)

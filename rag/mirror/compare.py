@@ -24,6 +24,10 @@ Old = dict[str, tuple[str, int]]
 """Content hash and number of nodes of a row in the index, by row key."""
 
 
+_MOST = 10_000
+"""Changes that are always followed, however small the table."""
+
+
 @dataclass
 class Changes:
     """What was found; everything counts rows, but for `n_nodes` and `gone`."""
@@ -108,9 +112,12 @@ def by_feed(
         FeedUnreadable: the feed cannot be read, or does not explain what the index holds.
     """
     feed = _Feed()
+    most = max(_MOST, snapshot.n_rows())
     for change in snapshot.changes(state.table_version):
         feed.count(change.rows, change.signs)
         feed.n_blank += change.n_blank
+        if feed.n_read > most:  # an overwrite a night tells every row, every night
+            raise FeedUnreadable("it tells more rows than the table holds")
         progress("changes read", feed.n_read, 0)
     if snapshot.key:
         old = store.hashes(table, among=feed.keys())
