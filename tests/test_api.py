@@ -120,6 +120,21 @@ def test_engines_share_the_models(settings: rag.Settings) -> None:
     assert wiring._embedding(settings) is wiring._embedding(rag.Settings())
 
 
+def test_a_model_is_loaded_once_while_anything_uses_it() -> None:
+    class Model:
+        """Anything that can be referred to weakly."""
+
+    loaded: list[str] = []
+
+    def get(name: str) -> Model:
+        return wiring._shared("test", (name,), lambda: loaded.append(name) or Model())
+
+    a, b = get("a"), get("b")
+    assert get("a") is a
+    assert get("b") is b
+    assert loaded == ["a", "b"]
+
+
 def test_the_first_users_table_needs_only_its_uri(
     write_table: Callable[..., str], in_shop: Path
 ) -> None:

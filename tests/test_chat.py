@@ -182,6 +182,42 @@ def test_an_answer_that_no_row_supports_is_followed_by_the_row(shop: Shop) -> No
     assert text[citation["start"] : citation["end"]] == ROWS["wolf"]
 
 
+def test_a_silent_model_is_replaced_by_the_row(shop: Shop) -> None:
+    for nothing in ("", "  "):
+        response = TableQueryEngine(shop.turns(nothing)).query("What hunts a werewolf?")
+        assert str(response).strip() == f"The nearest row says: “{ROWS['wolf']}” [1]"
+
+
+def test_sources_are_what_the_model_read(shop: Shop) -> None:
+    long = {"a": "werewolf silver " * 300, "b": "werewolf silver claw " * 300}
+    shop.world.write(pl.DataFrame({"row_id": list(long), "text": list(long.values())}))
+    shop.world.sync(rebuild=True)
+    response = TableQueryEngine(shop.turns("silver claw", n_ctx=1500)).query("a werewolf?")
+    assert len(response.source_nodes) == 1
+    assert all(c["n"] == 1 for c in response.metadata["citations"])
+
+
+async def test_a_stopped_turn_is_over_when_its_stream_is_closed(shop: Shop) -> None:
+    engine = shop.chat(ANSWER)
+    events = engine.aevents("What hunts a werewolf?")
+    async for event in events:
+        if isinstance(event, Token):
+            break
+    await events.aclose()
+    assert engine.chat_history[0].content == "What hunts a werewolf?"
+    stream = engine.stream_chat("What crosses a swamp?")
+    engine.reset()
+    assert str(stream)
+    assert engine.chat_history == []
+
+
+def test_a_stream_can_be_closed_before_its_first_token(shop: Shop) -> None:
+    engine = shop.chat("word " * 500)
+    stream = engine.stream_chat("What hunts a werewolf?")
+    stream.close()
+    assert len(str(engine.chat_history[1].content)) < len("word " * 500) - 1
+
+
 def test_a_refused_question_is_not_carried(shop: Shop) -> None:
     engine = shop.chat("Take stilts.", min_relevance=1.0)
     engine.chat("hello")

@@ -66,6 +66,14 @@ def test_settings_are_listed_without_secrets(tmp_path: Path) -> None:
     assert "hunter2" not in done.stdout
 
 
+def test_rows_give_the_terminal_no_orders() -> None:
+    from rag.cli import _out, _text
+
+    with _out.capture() as captured:
+        _out.print(_text("a :bomb: \x1b]0;title\x07 [red]b[/] \x1b[2J\n"), end="")
+    assert captured.get() == "a :bomb: ]0;title [red]b[/] [2J\n"
+
+
 def test_status_before_anything_is_there(tmp_path: Path) -> None:
     done = run("status", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -132,6 +140,12 @@ def test_from_demo_to_answer(shop_folder: Path) -> None:
     assert "data/fantasy-library · version 3 · row fs-001" in asked.stdout
     as_json = run("ask", "--json", "What is the capital of France?", cwd=shop_folder)
     assert json.loads(as_json.stdout)["refused"] is True
+    found = json.loads(
+        run("ask", "--json", "How do I sail past the sirens?", cwd=shop_folder).stdout
+    )
+    cited, source = found["citations"][0], found["sources"][0]
+    assert cited["row_key"] == source["metadata"]["row_id"]
+    assert source["text"][cited["start"] : cited["end"]] in source["text"]
 
 
 @pytest.mark.model

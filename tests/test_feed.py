@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from rag.errors import RowKeyError
-from rag.mirror import Recipe
+from rag.mirror import Recipe, compare
 
 KEYS = list("abcdef")
 TEXTS = ["red apple", "blue sky", "  ", None, "green grass is long", "it's ‘quoted’"]
@@ -189,3 +189,16 @@ def test_feeds_of_other_writers(shared_data: Path, tmp_path: Path) -> None:
         fresh.sync()
         assert held(followed) == held(fresh), name
     assert n_followed > 3
+
+
+def test_a_feed_that_tells_more_than_the_table_holds_is_not_followed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "_MOST", 5)
+    rows = pl.DataFrame({"row_id": range(10), "text": [f"text {i}" for i in range(10)]})
+    world.create(rows)
+    world.sync()
+    for _ in range(3):
+        world.write(rows)
+    report = world.sync()
+    assert (report.read, report.n_unchanged) == ("table", 10)

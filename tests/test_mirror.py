@@ -3,23 +3,33 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import lancedb
 import polars as pl
 import pytest
 from conftest import World
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lancedb.table import LanceTable
 from llama_index.core import VectorStoreIndex
 from llama_index.core.vector_stores.types import VectorStoreQuery
 from llama_index.vector_stores.lancedb import LanceDBVectorStore
 
-from rag.errors import FilterError, IndexingError, IndexMismatch, IndexNotBuilt, TableEmpty
+from rag.errors import (
+    FilterError,
+    IndexingError,
+    IndexMismatch,
+    IndexNotBuilt,
+    IndexWriteError,
+    TableEmpty,
+)
 from rag.mirror import Recipe
 
 
@@ -355,3 +365,88 @@ def test_two_syncs_at_once_both_end_right(world: World) -> None:
     assert sum(o.count("embedded") for o in outputs) == 300
     assert mirrored(world) == rows
     assert DeltaTable(world.uri).version() == 0
+
+
+def test_other_tables_of_the_database_stay(world: World) -> None:
+    lancedb.connect(str(world.store.uri)).create_table("customers", [{"a": 1}])
+    world.write(frame(a="red apple"))
+    world.sync()
+    assert "customers" in lancedb.connect(str(world.store.uri)).list_tables().tables
+
+
+def test_lists_that_read_alike_differ(world: World) -> None:
+    rows = pl.DataFrame({"row_id": ["a", "b"], "text": ["x", "y"], "tags": [["p, q"], ["r", None]]})
+    world.write(rows)
+    world.sync()
+    world.write(rows.with_columns(tags=pl.Series([["p", "q"], ["r"]])))
+    assert counts(world.sync()) == (0, 2, 0, 0, 0)
+    tags = {n.metadata["row_key"]: n.metadata["tags"] for n in world.store.get_nodes()}
+    assert tags == {"a": ["p", "q"], "b": ["r"]}
+
+
+def test_a_table_restored_from_a_backup_is_noticed(world: World, tmp_path: Path) -> None:
+    world.create(frame(a="red apple"))
+    shutil.copytree(world.uri, tmp_path / "backup")
+    write_deltalake(world.uri, frame(b="old"), mode="append")
+    world.sync()
+    shutil.rmtree(world.uri)
+    (tmp_path / "backup").rename(world.uri)
+    write_deltalake(world.uri, frame(c="new"), mode="append")
+    world.sync()
+    assert mirrored(world) == {"a": "red apple", "c": "new"}
+    write_deltalake(world.uri, frame(d="newer"), mode="append")
+    assert world.sync().read == "feed"
+    assert mirrored(world) == {"a": "red apple", "c": "new", "d": "newer"}
+
+
+def test_a_failed_clean_up_is_no_failed_sync(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.write(frame(a="red apple", b="blue sky"))
+    world.sync()
+    world.write(frame(a="red apple"))
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanceTable, "delete", full)
+        assert counts(world.sync()) == (0, 0, 1, 1, 0)
+    assert "could not be tidied: disk full" in caplog.text
+    assert mirrored(world) == {"a": "red apple"}
+    table = world.store.snapshot()
+    assert table is not None
+    assert table.count_rows() == 3
+    world.sync()
+    again = world.store.snapshot()
+    assert again is not None
+    assert again.count_rows() == 2
+
+
+def test_keys_of_blank_rows_do_not_matter(world: World) -> None:
+    world.create(frame(a="red apple"))
+    world.sync()
+    write_deltalake(world.uri, frame(a="  "), mode="append")
+    assert world.sync().n_blank == 1
+    assert world.sync(rebuild=True).n_blank == 1
+    assert mirrored(world) == {"a": "red apple"}
+
+
+def test_a_file_in_the_place_of_the_index_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "index").write_text("x")
+    with pytest.raises(IndexWriteError, match="could not be written"):
+        World(tmp_path).store.state()
+
+
+def test_a_reader_refuses_what_it_was_not_made_for(world: World) -> None:
+    world.write(frame(a="red apple"))
+    world.sync()
+    world.store.expect(embedding="words", version=0)
+    assert world.store.get_nodes()
+    world.write(frame(a="blue sky"))
+    world.sync()
+    with pytest.raises(IndexMismatch, match="Delta version 1, but the settings say 0"):
+        world.store.get_nodes()
+    world.store.expect(embedding="other words")
+    with pytest.raises(IndexMismatch, match="embedding model 'words'"):
+        world.store.get_nodes()

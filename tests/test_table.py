@@ -121,6 +121,13 @@ def test_unknown_columns_and_versions_are_named(write_table: Write) -> None:
         open_table(uri, template="{Advice}", version=9)
 
 
+@pytest.mark.parametrize("column", ["raw", "many"])
+def test_a_key_that_cannot_be_written_is_refused(write_table: Write, column: str) -> None:
+    uri = write_table(pl.DataFrame({"raw": [b"\xff"], "many": [["a"]], "t": ["x"]}))
+    with pytest.raises(TableError, match=f"Key column '{column}'.*RAG_TABLE__KEY"):
+        open_table(uri, template="{t}", key=[column])
+
+
 def test_tables_of_other_writers_are_read_whole(shared_data: Path) -> None:
     """Every shared table that delta-rs reads has as many rows here as it should."""
     listed = json.loads((shared_data / "delta_tables.json").read_text())
