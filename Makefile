@@ -65,7 +65,7 @@ lint: $(VENV)/.installed-test ## Format, lint, types and layers
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 .PHONY: proof
 proof: $(VENV)/.installed-test ## Run the proofs that take long

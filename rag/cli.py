@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -130,8 +130,7 @@ def ask(question: Annotated[str, typer.Argument()], as_json: Json = False) -> No
         if as_json:
             _print_json(_as_json(_drain(engine.events(question))))
         else:
-            _show(engine.events(question))
-            _say_when_stale(settings)
+            _say_when_stale(settings, _show(engine.events(question)).table_version)
 
 
 @app.command()
@@ -141,8 +140,8 @@ def chat() -> None:
     with _progress() as progress:
         progress("loading the models", 0, 0)
         engine = wiring.chat_engine(settings)
-    _say_when_stale(settings)
     _out.print("Ask about the table. An empty line or Ctrl-D ends; Ctrl-C stops an answer.")
+    told = False
     while True:
         try:
             question = _out.input("\n[bold]> [/]").strip()
@@ -151,7 +150,10 @@ def chat() -> None:
         if not question:
             break
         try:
-            _show(engine.events(question))
+            mirrored = _show(engine.events(question)).table_version
+            if not told:
+                _say_when_stale(settings, mirrored)
+            told = True
         except KeyboardInterrupt:
             _out.print(" (stopped)")
         except RagError as e:
@@ -227,42 +229,44 @@ def _stopping_at_once(said: str) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _say_when_stale(settings: Settings) -> None:
-    found = wiring.status(settings)
-    if found.table_version is not None and found.index_version not in (
-        found.table_version,
-        settings.table.version,
-    ):
+def _say_when_stale(settings: Settings, mirrored: int) -> None:
+    if settings.table.version is not None:
+        return
+    try:
+        latest = wiring.table_version(settings)
+    except RagError as e:  # the index answers without the table, but its reader should know
+        _err.print(escape(str(e)))
+        return
+    if latest != mirrored:
         _err.print(
-            f"The table is at version {found.table_version}, the index at "
-            f"{found.index_version}: `rag sync` brings it up to date."
+            f"The table is at version {latest}, the index at {mirrored}: "
+            "`rag sync` brings it up to date."
         )
 
 
-def _show(events: Generator[Event, None, None]) -> None:
+def _show(events: Generator[Event, None, None]) -> Done:
     """Print an answer as it comes, then its sources."""
     from rag.chat import plain  # LlamaIndex costs two seconds; `rag --help` does not wait for it
 
-    done = None
-    with contextlib.closing(events):
-        for event in events:
-            _out.print(_text(plain(event)), end="")
-            done = event
+    done = _drain(events, lambda event: _out.print(_text(plain(event)), end=""))
     _out.print()
-    sources = getattr(done, "sources", [])
-    version = getattr(done, "table_version", None)
-    for n, hit in enumerate(sources, 1):
+    for n, hit in enumerate(done.sources, 1):
         key = hit.node.metadata["row_key"]
-        place = f"{hit.node.metadata['table_uri']} · version {version} · row {key}"
+        place = f"{hit.node.metadata['table_uri']} · version {done.table_version} · row {key}"
         _out.print(f"\n[bold]\\[{n}][/] {_text(hit.title)}  [dim]{hit.relevance:.2f}[/]")
         _out.print(f"    [dim]{_text(place)}[/]")
+    return done
 
 
-def _drain(events: Generator[Event, None, None]) -> Done:
+def _drain(
+    events: Generator[Event, None, None], show: Callable[[Event], None] | None = None
+) -> Done:
     from rag.chat import Done
 
     with contextlib.closing(events):
         for event in events:
+            if show is not None:
+                show(event)
             if isinstance(event, Done):
                 return event
     raise AssertionError("a turn ends with Done")

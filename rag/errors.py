@@ -27,6 +27,7 @@ foreign errors of its own library, chained with `from`.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -35,6 +36,17 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     lowered = {k.lower(): k for k in known}
     found = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
     return lowered[found[0]] if found else None
+
+
+def cause(error: BaseException) -> str:
+    """Return the one line of a foreign error that tells something.
+
+    deltalake nests causes as one indented, coloured line each: the first and the last one tell.
+    """
+    text = re.sub(r"\x1b\[\d+m", "", str(error)).strip() or type(error).__name__
+    first = text.splitlines()[0].rstrip(".! ")
+    last = text.rpartition("↳")[2].strip() if "↳" in text else ""
+    return f"{first} ({last})" if last else first
 
 
 class RagError(Exception):

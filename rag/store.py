@@ -37,6 +37,7 @@ from rag.errors import (
     IndexMismatch,
     IndexNotBuilt,
     IndexWriteError,
+    cause,
 )
 from rag.filters import where
 from rag.table import row_metadata
@@ -146,7 +147,7 @@ class NodeStore(LanceDBVectorStore):
         try:
             connection = lancedb.connect(uri, storage_options=storage_options)
         except _FAILURES as e:
-            raise IndexWriteError(uri, _first_line(e)) from e
+            raise IndexWriteError(uri, _cause(e)) from e
         super().__init__(
             uri=uri,
             table_name=NODES,
@@ -225,7 +226,7 @@ class NodeStore(LanceDBVectorStore):
         if parts:
             search = search.where(" AND ".join(parts), prefilter=True)
         names = ["id", "row_key", "start", "end", "text", _COLUMNS, "_distance"]
-        with self._reading():
+        with self._reading(is_filtered=query.filters is not None):
             rows = search.select(names).to_arrow().to_pylist()
         return VectorStoreQueryResult(
             nodes=[_node(row, state) for row in rows],
@@ -252,7 +253,7 @@ class NodeStore(LanceDBVectorStore):
             parts.append(self._where(table, filters))
         rows = table.search().where(" AND ".join(parts)).limit(None)
         names = ["id", "row_key", "start", "end", "text", _COLUMNS]
-        with self._reading():
+        with self._reading(is_filtered=filters is not None):
             found = rows.select(names).to_arrow().to_pylist()
         return [_node(row, state) for row in found]
 
@@ -351,7 +352,7 @@ class NodeStore(LanceDBVectorStore):
             if table is not None and table.count_rows(tombstones):
                 table.delete(tombstones)
         except (*_FAILURES, IndexingError) as e:
-            _log.warning("The index at %s could not be tidied: %s", self.uri, _first_line(e))
+            _log.warning("The index at %s could not be tidied: %s", self.uri, _cause(e))
 
     def _stages(self) -> list[str]:
         names = self._connection.list_tables().tables
@@ -394,14 +395,16 @@ class NodeStore(LanceDBVectorStore):
             merge.conflict_retries(0).execute(rows)
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _reading(self, *, is_filtered: bool = False) -> Iterator[None]:
         try:
             yield
         except _FAILURES as e:
-            if "filter" in str(e).lower():  # every name and literal in it was ours to check
-                raise FilterError(f"The filter cannot be applied: {_first_line(e)}.") from e
+            if (
+                is_filtered and "filter" in str(e).lower()
+            ):  # every name and literal in it was ours to check
+                raise FilterError(f"The filter cannot be applied: {_cause(e)}.") from e
             raise IndexingError(
-                f"The index at {self.uri!r} cannot be read: {_first_line(e)}. "
+                f"The index at {self.uri!r} cannot be read: {_cause(e)}. "
                 "Run `rag sync --rebuild` to build it anew."
             ) from e
 
@@ -410,7 +413,7 @@ class NodeStore(LanceDBVectorStore):
         try:
             yield
         except _FAILURES as e:
-            raise IndexWriteError(str(self.uri), _first_line(e)) from e
+            raise IndexWriteError(str(self.uri), _cause(e)) from e
 
     # -- what LlamaIndex would write, refused ------------------------------------------------
 
@@ -451,10 +454,9 @@ def _node(row: dict[str, Any], state: IndexState) -> TextNode:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+def _cause(error: BaseException) -> str:
     # Lance adds where in its own sources it failed, which tells a user nothing
-    return re.split(r",? ?(?:/rustc|/root|/home|rust/)", lines[0])[0].rstrip(". ")
+    return re.split(r",? ?(?:/rustc|/root|/home|rust/)", cause(error))[0].rstrip(". ")
 
 
 def _in(column: str, values: Sequence[str]) -> str:

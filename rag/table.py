@@ -7,7 +7,7 @@ because it is the widest (deletion vectors, column mapping) and streams.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,14 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.schema import PrimitiveType
 from llama_index.core.schema import Document
 
-from rag.errors import ColumnNotFound, RowKeyError, TableError, TableNotFound, VersionNotFound
+from rag.errors import (
+    ColumnNotFound,
+    RowKeyError,
+    TableError,
+    TableNotFound,
+    VersionNotFound,
+    cause,
+)
 from rag.template import Template, content_hashes, text_hash, text_of
 
 DEFAULT_KEY = "row_id"
@@ -45,13 +52,19 @@ class Snapshot:
     key: tuple[str, ...]
     """Columns that identify a row; empty when its content does."""
     template: Template
-    commit: str
-    """Identity of the commit that made this version; empty when its log is gone."""
     delta: DeltaTable = field(repr=False, compare=False)
 
     def commit_of(self, version: int) -> str:
-        """Return the identity of an older version's commit; empty when its log is gone."""
-        return _commit(self.uri, version, self.delta)
+        """Return the identity of the commit that made a version; empty when its log is gone."""
+        log = Path(self.uri.removeprefix("file://")) / "_delta_log" / f"{version:020}.json"
+        try:
+            if log.is_file():
+                return text_hash(log.read_text(errors="replace"))
+            # on object storage; slower, because deltalake reads the whole log for it
+            found = [c for c in self.delta.history() if c.get("version") == version]
+        except _FAILURES:
+            return ""
+        return text_hash(json.dumps(found[0], sort_keys=True, default=str)) if found else ""
 
     def rows(self) -> Iterator[Rows]:
         """Yield the rows in batches, in no promised order; blank rows are left out.
@@ -80,18 +93,14 @@ class Snapshot:
             FeedUnreadable: it was not on all the time, was cleaned up, or the reader lacks it.
         """
         columns = [f'"{c.replace(chr(34), chr(34) * 2)}"' for c in self.columns]
-        try:
-            reader = iter(self.delta.load_cdf(since + 1, self.version, columns=[*columns, _CHANGE]))
-            while (batch := next(reader, None)) is not None:
-                frame = pl.from_arrow(pa.record_batch(batch))
-                assert isinstance(frame, pl.DataFrame)
-                signs = frame.select(
-                    pl.when(pl.col(_CHANGE).is_in(_CHANGES_IN)).then(1).otherwise(-1).alias("sign")
-                ).to_series()
-                yield self._change(frame.drop(_CHANGE), signs)
-        # cleaned-up files surface here as a bare Exception of the Arrow C interface
-        except Exception as e:
-            raise FeedUnreadable(_first_line(e)) from e
+
+        def feed() -> Iterable[Any]:
+            return self.delta.load_cdf(since + 1, self.version, columns=[*columns, _CHANGE])
+
+        for frame in _polars(feed, FeedUnreadable):
+            came = pl.col(_CHANGE).is_in(_CHANGES_IN)
+            signs = frame.select(pl.when(came).then(1).otherwise(-1).alias("sign")).to_series()
+            yield self._change(frame.drop(_CHANGE), signs)
 
     def _change(self, frame: pl.DataFrame, signs: pl.Series) -> Change:
         blank = frame.select(self.template.is_blank(frame.schema)).to_series()
@@ -127,18 +136,15 @@ class Snapshot:
         return frame.with_columns(_storable(frame.schema)).to_arrow().schema
 
     def _frames(self, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
-        try:
-            reader = iter(self.delta.scan(columns=list(columns) if columns is not None else None))
-            while (batch := next(reader, None)) is not None:
-                frame = pl.from_arrow(pa.record_batch(batch))
-                assert isinstance(frame, pl.DataFrame)
-                yield frame
-        # a missing or damaged file surfaces here as a bare Exception of the Arrow C interface
-        except Exception as e:
-            raise TableError(
-                f"Delta table {self.uri!r} at version {self.version} cannot be read: "
-                f"{_first_line(e)}."
-            ) from e
+        def scan() -> Iterable[Any]:
+            return self.delta.scan(columns=list(columns) if columns is not None else None)
+
+        def unreadable(why: str) -> TableError:
+            return TableError(
+                f"Delta table {self.uri!r} at version {self.version} cannot be read: {why}."
+            )
+
+        yield from _polars(scan, unreadable)
 
     def _keys(self, frame: pl.DataFrame) -> pl.Series:
         if len(self.key) == 1:
@@ -278,7 +284,6 @@ def open_table(
         columns=columns,
         key=tuple(key),
         template=parsed,
-        commit=_commit(uri, delta.version(), delta),
         delta=delta,
     )
 
@@ -313,23 +318,30 @@ def _open(uri: str, options: dict[str, str] | None) -> DeltaTable:
     try:
         return DeltaTable(uri, storage_options=options)
     except TableNotFoundError as e:
-        raise TableNotFound(uri, _first_line(e)) from e
+        raise TableNotFound(uri, _cause(e)) from e
     except _FAILURES as e:
         if "not exist" in str(e):
-            raise TableNotFound(uri, _first_line(e)) from e
-        raise TableError(f"Delta table {uri!r} cannot be opened: {_first_line(e)}.") from e
+            raise TableNotFound(uri, _cause(e)) from e
+        raise TableError(f"Delta table {uri!r} cannot be opened: {_cause(e)}.") from e
 
 
-def _commit(uri: str, version: int, delta: DeltaTable) -> str:
-    log = Path(uri.removeprefix("file://")) / "_delta_log" / f"{version:020}.json"
-    try:
-        if log.is_file():
-            return text_hash(log.read_text(errors="replace"))
-        # on object storage; slower, because deltalake reads the whole log for it
-        found = [c for c in delta.history() if c.get("version") == version]
-    except _FAILURES:
-        return ""
-    return text_hash(json.dumps(found[0], sort_keys=True, default=str)) if found else ""
+def _polars(
+    read: Callable[[], Iterable[Any]], unreadable: Callable[[str], Exception]
+) -> Iterator[pl.DataFrame]:
+    """Yield what deltalake streams, as polars frames; its failures become `unreadable`."""
+    batches: Iterator[Any] | None = None
+    while True:
+        try:
+            batches = batches or iter(read())
+            batch = next(batches, None)
+        # a missing or damaged file surfaces as a bare Exception of the Arrow C interface
+        except Exception as e:
+            raise unreadable(_cause(e)) from e
+        if batch is None:
+            return
+        frame = pl.from_arrow(pa.record_batch(batch))
+        assert isinstance(frame, pl.DataFrame)
+        yield frame
 
 
 def _content_keys(hashes: pl.Series, n_seen: dict[str, int]) -> pl.Series:
@@ -346,17 +358,24 @@ def _storable(schema: pl.Schema) -> list[pl.Expr]:
     return [
         text_of(name, dtype).cast(pl.String).alias(name)
         for name, dtype in schema.items()
-        if "Map(" in str(dtype) or "Null" in str(dtype)
+        if not _is_storable(dtype)
     ]
+
+
+def _is_storable(dtype: pl.DataType) -> bool:
+    if isinstance(dtype, pl.Struct):
+        return all(_is_storable(f.dtype) for f in dtype.fields if isinstance(f.dtype, pl.DataType))
+    if isinstance(dtype, (pl.List, pl.Array)):
+        return not isinstance(dtype.inner, pl.DataType) or _is_storable(dtype.inner)
+    return not isinstance(dtype, (pl.Map, pl.Null))
 
 
 def _any_null(columns: Sequence[str]) -> pl.Expr:
     return pl.any_horizontal([pl.col(c).is_null() for c in columns])
 
 
-def _first_line(error: BaseException) -> str:
-    # the kernel's messages repeat themselves over many lines and end with stack traces
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if "No files in log segment" in lines[0]:
+def _cause(error: BaseException) -> str:
+    text = cause(error)
+    if "No files in log segment" in text:
         return "the folder holds no Delta log"
-    return lines[0].split(". Known schemes")[0].rstrip(".!")
+    return text.split(". Known schemes")[0]

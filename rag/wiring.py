@@ -112,13 +112,22 @@ def retriever(
         IndexNotBuilt: no sync has completed.
         IndexMismatch: the index was built from something else than the settings name.
     """
+    if top_k is not None and top_k < 1:
+        raise SettingsError(f"top_k is {top_k}; a retriever returns at least 1 row.")
+    return _retriever_over(_built(settings, version)[0], settings, top_k=top_k, filters=filters)
+
+
+def _retriever_over(
+    store: NodeStore,
+    settings: Settings,
+    *,
+    top_k: int | None = None,
+    filters: MetadataFilters | None = None,
+) -> TableRetriever:
     from rag.retrieval import TableRetriever
     from rag.table import RESERVED
     from rag.template import Template
 
-    if top_k is not None and top_k < 1:
-        raise SettingsError(f"top_k is {top_k}; a retriever returns at least 1 row.")
-    store, _ = _built(settings, version)
     named = Template.parse(settings.table.template).columns[0]
     return TableRetriever(
         store,
@@ -216,10 +225,10 @@ def status(settings: Settings) -> Status:
     """Return where the table and its index stand, without loading a model."""
     from rag import weights
 
-    version: int | None = None
     problem: str | None = None
+    version: int | None = None
     try:
-        version = _snapshot(settings, None).version
+        version = table_version(settings)
     except RagError as e:
         problem = str(e)
     state = _store(settings).state()
@@ -239,6 +248,15 @@ def status(settings: Settings) -> Status:
     )
 
 
+def table_version(settings: Settings) -> int:
+    """Return the latest version of the table.
+
+    Raises:
+        TableError: the table cannot be read.
+    """
+    return _snapshot(settings, None).version
+
+
 def index_uri(settings: Settings) -> str:
     """Return where the index is: as set, or a folder of its own for each table."""
     if settings.index.uri is not None:
@@ -251,8 +269,8 @@ def index_uri(settings: Settings) -> str:
 def _turns(settings: Settings, filters: MetadataFilters | None, version: int | None) -> Turns:
     from rag.chat import TurnOptions, Turns
 
-    found = retriever(settings, filters=filters, version=version)
     store, state = _built(settings, version)
+    found = _retriever_over(store, settings, filters=filters)
     llm = _llm(settings)
     entry = LLM_MODELS.get(settings.llm.model)
     trusted = _LOCAL_N_PASSAGES["chat" if llm.metadata.is_chat_model else "completion"]
@@ -265,10 +283,10 @@ def _turns(settings: Settings, filters: MetadataFilters | None, version: int | N
         n_ctx=llm.metadata.context_window,
     )
 
-    def table_version() -> int:
+    def mirrored() -> int:
         return (store.state() or state).table_version
 
-    return Turns(found, llm, n_tokens=llm.n_tokens, table_version=table_version, options=options)
+    return Turns(found, llm, n_tokens=llm.n_tokens, table_version=mirrored, options=options)
 
 
 def _snapshot(settings: Settings, version: int | None) -> Snapshot:

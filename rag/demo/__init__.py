@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import glob
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from rag.demo.library import STARTERS, Commits, DemoRow, commits, rows
-from rag.errors import TableError
+from rag.errors import TableError, cause
 
 __all__ = ["STARTERS", "DemoReport", "DemoRow", "rows", "write"]
 
@@ -85,7 +84,7 @@ def write(uri: str, *, storage_options: Mapping[str, str] | None = None) -> Demo
         return DemoReport(uri, table.version(), table.count(), was_written)
     except _FAILURES as e:
         raise TableError(
-            f"The demo library cannot be written to {uri!r}: {_cause(e)}. "
+            f"The demo library cannot be written to {uri!r}: {cause(e)}. "
             "Set RAG_TABLE__URI to a folder or URL that can be written."
         ) from e
 
@@ -183,14 +182,6 @@ def _foreign(uri: str, found: str) -> TableError:
         f"The demo library was not written: {uri!r} is {found}, which `rag demo` never touches. "
         "Set RAG_TABLE__URI to another folder."
     )
-
-
-def _cause(error: BaseException) -> str:
-    # deltalake nests causes as one indented, coloured line each; the first and the last one tell
-    text = re.sub(r"\x1b\[\d+m", "", str(error)).strip() or type(error).__name__
-    first = text.splitlines()[0].rstrip(".!")
-    last = text.rpartition("↳")[2].strip() if "↳" in text else None
-    return f"{first} ({last})" if last else first
 
 
 def _local_folder(uri: str) -> Path | None:

@@ -198,7 +198,7 @@ def _state(snapshot: Snapshot, recipe: Recipe) -> IndexState:
         n_rows=0,
         n_nodes=0,
         n_blank=0,
-        commit=snapshot.commit,
+        commit=snapshot.commit_of(snapshot.version),
     )
 
 
