@@ -235,7 +235,7 @@ def test_a_chat_model_gets_persona_history_and_passages(shop: Shop) -> None:
     assert (
         prompt.index("shopkeeper") < prompt.index("cross a swamp?") < prompt.index("tower shield")
     )
-    assert prompt.rstrip().endswith("How to fight a dragon?") or "dragon?" in prompt[-200:]
+    assert prompt.endswith("How to fight a dragon?")
 
 
 def test_a_closed_stream_stops_the_model_and_remembers_the_part(shop: Shop) -> None:

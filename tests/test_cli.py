@@ -145,7 +145,10 @@ def test_from_demo_to_answer(shop_folder: Path) -> None:
     )
     cited, source = found["citations"][0], found["sources"][0]
     assert cited["row_key"] == source["metadata"]["row_id"]
-    assert source["text"][cited["start"] : cited["end"]] in source["text"]
+    span = source["text"][cited["start"] : cited["end"]]
+    assert span
+    assert {w.strip(",.").lower() for w in span.split()} & set(found["answer"].lower().split())
+    assert span in "For {Scenario} you should use {Advice}".format(**source["metadata"])
 
 
 @pytest.mark.model
