@@ -62,7 +62,8 @@ class LlmModel:
     n_ctx: int
     """Default context window, in tokens."""
     memory_mb: int
-    """Resident memory with the default context."""
+    """Resident memory with the default context; measured for the packaged model (2026-11-22), for
+    the hub's an estimate from the file size."""
 
 
 EMBEDDING_MODELS: dict[str, EmbeddingModel] = {
@@ -78,7 +79,7 @@ EMBEDDING_MODELS: dict[str, EmbeddingModel] = {
             licence="MIT",
             dimension=384,
             max_tokens=512,
-            memory_mb=1000,
+            memory_mb=900,
         ),
     )
 }
@@ -98,7 +99,7 @@ LLM_MODELS: dict[str, LlmModel] = {
             prompt_format="completion",
             n_passages=1,
             n_ctx=4096,
-            memory_mb=900,
+            memory_mb=500,
         ),
         LlmModel(
             name="gemma-2b-it",
