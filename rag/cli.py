@@ -30,8 +30,8 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 
 from rag import doctor, wiring
-from rag.errors import RagError
-from rag.progress import Progress
+from rag.errors import RagError, SettingsError
+from rag.progress import Progress, SyncReport
 from rag.question import checked
 from rag.settings import Settings, leaves, variable
 
@@ -96,26 +96,88 @@ def demo(
 @app.command()
 def sync(
     version: Annotated[
-        int | None, typer.Option(help="Delta version to mirror instead of the latest.")
+        int | None,
+        typer.Option(help="Delta version to mirror instead of the latest; an older one beside it."),
     ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build everything anew.")] = False,
+    purge: Annotated[
+        bool,
+        typer.Option("--purge", help="Also remove deleted rows and old versions from disk."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would change; change nothing.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on, with every new version of the table.")
+    ] = False,
+    every: Annotated[
+        str, typer.Option(help="How often --follow looks at the table: 30s, 5m, 1h.")
+    ] = "30s",
     as_json: Json = False,
 ) -> None:
     """Make the index mirror the table; only changed text is embedded."""
-    settings = Settings() if version is None else Settings(table={"version": version})
+    settings = Settings()
+    if follow and (version is not None or rebuild or purge or dry_run):
+        raise SettingsError("--follow goes with --every and --json only.")
+    if purge and dry_run:
+        raise SettingsError("--dry-run changes nothing, --purge does: give one of them.")
+    if follow:
+        _follow(settings, every_s=_seconds(every), as_json=as_json)
+        return
     said = "Stopped. The index is as it was; `rag sync` goes on from what is staged."
     with _stopping_at_once(said), _progress() as progress:
-        report = wiring.sync(settings, rebuild=rebuild, progress=progress)
+        if dry_run:
+            report = wiring.pending(settings, version=version, rebuild=rebuild, progress=progress)
+        else:
+            report = wiring.sync(
+                settings, version=version, rebuild=rebuild, purge=purge, progress=progress
+            )
+    _tell(report, as_json=as_json, is_done=not dry_run)
+
+
+def _follow(settings: Settings, *, every_s: float, as_json: bool) -> None:
+    with _stopping_at_once("Stopped. The index answers as it is."):
+        _err.print(f"Following {escape(settings.table.uri)} every {every_s:g} s; Ctrl-C ends.")
+        reports = wiring.follow(settings, every_s=every_s, progress=_lines())
+        for report in reports:
+            if isinstance(report, RagError):
+                _err.print(f"[red]Error:[/] {escape(str(report))} Trying again.")
+            else:
+                _tell(report, as_json=as_json, is_done=True)
+            sys.stdout.flush()
+
+
+def _tell(report: SyncReport, *, as_json: bool, is_done: bool) -> None:
     if as_json:
         _print_json(dataclasses.asdict(report))
         return
-    skipped = f", {report.n_blank} blank skipped" if report.n_blank else ""
+    version, now = report.table_version, report.answering_version
+    left_out = f", {report.n_blank} blank skipped" if report.n_blank else ""
+    left_out += f", {report.n_left_out} left out for their key" if report.n_left_out else ""
+    counts = f"+{report.n_added} ~{report.n_updated} −{report.n_deleted} rows, "
+    counts += f"{report.n_unchanged} unchanged{left_out}"
+    if not is_done:
+        _out.print(
+            f"To mirror version {version}: {counts}; {report.n_embedded} texts to embed. "
+            "Nothing was changed."
+        )
+        return
+    beside = f" beside version {now}, which still answers" if now not in (version, None) else ""
     _out.print(
-        f"The index mirrors version {report.table_version}: "
-        f"+{report.n_added} ~{report.n_updated} −{report.n_deleted} rows, "
-        f"{report.n_unchanged} unchanged{skipped}; {report.n_embedded} texts embedded "
-        f"in {report.seconds:.1f} s."
+        f"The index mirrors version {version}{beside}: {counts}; {report.n_embedded} texts "
+        f"embedded in {report.seconds:.1f} s."
     )
+    if report.purged:
+        _out.print(f"No longer addressable: version {', '.join(map(str, report.purged))}.")
+
+
+def _seconds(text: str) -> float:
+    """Read a duration such as `30s`, `5m`, `1h` or `30`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0
+    if not seconds:
+        raise SettingsError(f"--every is {text!r}; write a duration such as 30s, 5m or 1h.")
+    return seconds
 
 
 @app.command()
@@ -172,15 +234,55 @@ def status(as_json: Json = False) -> None:
     if found.index_version is not None:
         mirrored = f"version {found.index_version}, {found.n_rows} rows, {found.n_nodes} nodes"
         mirrored += f", {found.n_blank} blank rows skipped" if found.n_blank else ""
+    if found.changed is not None:
+        latest += ": +{added} −{deleted} ~{updated}".format(**found.changed)
+    older = [v for v in found.mirrored_versions if v != found.index_version]
     _print_table(
         ("table", f"{found.table_uri}, {latest}"),
         ("index", f"{found.index_uri}, {mirrored}"),
+        ("also mirrored", ", ".join(f"version {v}" for v in older) or "no other version"),
+        ("being built by", found.building or "nobody"),
         ("embedding model", found.embedding_model),
         ("language model", found.llm),
         ("disk", f"index {_size(found.index_bytes)}, models {_size(found.models_bytes)}"),
     )
     if found.table_problem is not None:
         _err.print(escape(found.table_problem))
+
+
+@app.command()
+def row(
+    key: Annotated[str, typer.Argument(help="The row key, as citations name it.")],
+    version: Annotated[
+        int | None, typer.Option(help="Delta version; else the one that answers.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a row as it was in a version, and what became of it since."""
+    found = wiring.row(Settings(), key, version=version)
+    if as_json:
+        _print_json(dataclasses.asdict(found))
+        return
+    place = f"{found.table_uri} · version {found.table_version} · row {found.row_key}"
+    _out.print(f"[bold]{_text(place)}[/]")
+    if found.read_from == "index":
+        _out.print("[dim]from the index: the table's files of that version are gone[/]")
+    for name, value in found.columns.items():
+        _out.print(f"  [bold]{_text(name)}[/]  {_text(_brief(value))}")
+    if found.row_version is not None:
+        _out.print(f"Last changed at version {found.row_version}, as far as the log tells.")
+    _out.print(_FATES[found.fate].format(latest=found.latest_version))
+    for change in found.changes:
+        _out.print(f"  [red]- {_text(change.name)}: {_text(_brief(change.before))}[/]")
+        _out.print(f"  [green]+ {_text(change.name)}: {_text(_brief(change.after))}[/]")
+
+
+_FATES = {
+    "unchanged": "Unchanged in version {latest}.",
+    "changed": "Changed since; in version {latest}:",
+    "deleted": "Deleted since: version {latest} has no such row.",
+    "unknown": "Whether it has changed since cannot be told: the table cannot be read.",
+}
 
 
 @app.command(name="doctor")
@@ -205,6 +307,8 @@ def settings_() -> None:
     current = Settings()
     for group, name, _, description in leaves():
         value = getattr(getattr(current, group), name)
+        if isinstance(value, dict):
+            value = ", ".join(value) or None  # storage options hold secrets: their names only
         _out.print(f"[bold]{variable(group, name)}[/] = {escape(_brief(value))}")
         _out.print(f"    {escape(description)}")
 
@@ -343,8 +447,6 @@ def _text(text: str) -> str:
 
 
 def _brief(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(value) or "–"  # storage options hold secrets: their names only
     return "–" if value is None else str(value)
 
 

@@ -5,7 +5,10 @@ RagError
 ├── TableError               the Delta table cannot be read as asked
 │   ├── TableNotFound        nothing there, or it is not a Delta table
 │   ├── VersionNotFound      the table has no such version
+│   │   └── VersionGone      its files are gone (VACUUM)
+│   ├── FeatureUnsupported   the table needs what the reader lacks
 │   ├── ColumnNotFound       the template, the key or a filter names a column that is not there
+│   ├── RowNotFound          the version has no row of that key
 │   ├── RowKeyError          the key columns hold nulls or duplicates
 │   └── TableEmpty           no row has any text
 ├── IndexingError              the LanceDB index cannot be read or written as asked
@@ -90,6 +93,31 @@ class VersionNotFound(TableError):
         )
 
 
+class VersionGone(VersionNotFound):
+    """The log still names the version, but files that it needs are gone."""
+
+    def __init__(self, uri: str, version: int, found: str) -> None:
+        TableError.__init__(
+            self,
+            f"Delta table {uri!r} at version {version} cannot be read: files of that version are "
+            f"gone, by VACUUM or by hand ({found}). "
+            "Set RAG_TABLE__VERSION to a version whose files are kept, or unset it for the latest.",
+        )
+
+
+class FeatureUnsupported(TableError):
+    """The table needs a feature that the Delta reader lacks."""
+
+    def __init__(self, uri: str, features: Sequence[str]) -> None:
+        listed = ", ".join(repr(f) for f in features)
+        super().__init__(
+            f"Delta table {uri!r} needs {'features' if len(features) > 1 else 'the feature'} "
+            f"{listed}, which the Delta reader does not have. Drop it where the table is written "
+            "(ALTER TABLE … DROP FEATURE), or copy the rows to a table without it and set "
+            "RAG_TABLE__URI to that."
+        )
+
+
 class ColumnNotFound(TableError):
     """A template, a key or a filter names a column that the table lacks."""
 
@@ -103,6 +131,17 @@ class ColumnNotFound(TableError):
         )
 
 
+class RowNotFound(TableError):
+    """The version has no row of that key."""
+
+    def __init__(self, uri: str, version: int, row_key: str, key: Sequence[str]) -> None:
+        named = f"the key is {', '.join(map(repr, key))}" if key else "rows are named by content"
+        super().__init__(
+            f"Delta table {uri!r} at version {version} has no row {row_key!r}; {named}. "
+            "Give the key as a citation shows it, or another version with `--version`."
+        )
+
+
 class RowKeyError(TableError):
     """The key columns do not identify each row."""
 
@@ -113,8 +152,8 @@ class RowKeyError(TableError):
         super().__init__(
             f"Key {list(key)!r} of Delta table {uri!r} {problem} in {n_rows:,} rows"
             f"{f' (for example {shown})' if shown else ''}; nothing was changed. "
-            "Set RAG_TABLE__KEY to columns that identify each row, "
-            "or to '[]' to identify rows by their content."
+            "Set RAG_TABLE__KEY to columns that identify each row, or to '[]' to identify rows by "
+            "their content, or set RAG_TABLE__ON_BAD_KEY=pick to index one row of each key."
         )
 
 
@@ -136,8 +175,9 @@ class IndexingError(RagError):
 class IndexNotBuilt(IndexingError):
     """No sync has completed at this index URI yet."""
 
-    def __init__(self, index_uri: str) -> None:
-        super().__init__(f"There is no index at {index_uri!r} yet. Run `rag sync` to build it.")
+    def __init__(self, index_uri: str, *, progress: str = "") -> None:
+        remedy = progress or "Run `rag sync` to build it."
+        super().__init__(f"There is no index at {index_uri!r} yet. {remedy}")
 
 
 class IndexMismatch(IndexingError):

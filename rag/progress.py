@@ -16,7 +16,7 @@ def silent(what: str, n_done: int, n_total: int) -> None:
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What a sync did; everything counts rows, but `n_embedded` counts nodes."""
+    """What a sync did, or would do; everything counts rows, but `n_embedded` counts nodes."""
 
     table_version: int
     n_added: int
@@ -27,5 +27,12 @@ class SyncReport:
     seconds: float
     n_blank: int = 0
     """Rows left out because they have no text."""
+    n_left_out: int = 0
+    """Rows left out because their key is null or taken, see `RAG_TABLE__ON_BAD_KEY`."""
     read: Literal["nothing", "feed", "table"] = "table"
     """What was read to find the changes: the change data feed, or the whole table."""
+    answering_version: int | None = None
+    """The Delta version that answers; another one when this sync mirrored an older version beside
+    it. None when nothing was written."""
+    purged: tuple[int, ...] = ()
+    """Delta versions that a purge made no longer addressable."""

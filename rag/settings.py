@@ -57,10 +57,13 @@ class TableSettings(_Group):
     key: Names | None = None
     """Columns that identify a row, as `a,b` or a JSON list. Unset: `row_id` where the table has
     it, else the row's content; `[]`: always the content."""
+    on_bad_key: Literal["refuse", "pick"] = "refuse"
+    """What a key that is null or repeats does: `refuse` the sync, or `pick`: of rows that share a key
+    the one with the least content hash is kept, rows without a key are left out, all are counted."""
     template: str = Field("For {Scenario} you should use {Advice}", min_length=1)
     """The text of a row: `{column}` stands for that column's value, `{{` for a brace."""
     version: int | None = Field(None, ge=0)
-    """Delta version to mirror and to ask. Unset: the latest."""
+    """Delta version to mirror and to ask. Unset: the latest to mirror, the mirrored one to ask."""
     storage_options: dict[str, SecretStr] = Field(default_factory=dict)
     """Options for object storage (keys and endpoints), as a JSON object."""
 
@@ -82,7 +85,11 @@ class IndexSettings(_Group):
     """The LanceDB index."""
 
     uri: str | None = None
-    """Folder of the index. Unset: `data/index/<table>`, one for each table."""
+    """Folder or URL of the index. Unset: `data/index/<table>`, one for each table."""
+    storage_options: dict[str, SecretStr] | None = None
+    """Options for object storage, as a JSON object. Unset: the table's."""
+    keep_versions: int = Field(10, ge=1)
+    """Mirrored Delta versions that can still be asked, the latest ones."""
 
 
 class RetrievalSettings(_Group):
@@ -218,7 +225,7 @@ def _refuse_unknown_variables() -> None:
     # pydantic-settings ignores a mistyped variable in silence, which costs users an hour each
     known = {variable(group, name) for group, name, _, _ in leaves()}
     known |= {f"{_PREFIX}{group}".upper() for group in Settings.model_fields}
-    nested = variable("table", "storage_options") + "__"
+    nested = tuple(variable(g, "storage_options") + "__" for g in ("table", "index"))
     for name in os.environ:
         upper = name.upper()
         if upper.startswith(_PREFIX) and upper not in known and not upper.startswith(nested):

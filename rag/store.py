@@ -1,24 +1,16 @@
-"""LanceDB: the index of one Delta version, readable through LlamaIndex's own store class.
+"""The index as LlamaIndex's own store class reads it.
 
-Knows LanceDB and Arrow; does not know Delta, models or settings. One Lance table, `nodes`, holds
-a row for each node and one more, the state row, that says which Delta version this is: data and
-version are committed together, so a reader sees one version or the next, never a mixture.
-The state row has no vector and no text, so no search can return it.
+Knows LlamaIndex and the index; does not know Delta, models or settings. Reading only: writing is
+the mirror's alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-import lance
-import lancedb
 import pyarrow as pa
 from lancedb.table import LanceTable
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -31,98 +23,26 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.vector_stores.lancedb import LanceDBVectorStore
 
-from rag.errors import (
-    FilterError,
-    IndexingError,
-    IndexMismatch,
-    IndexNotBuilt,
-    IndexWriteError,
-    cause,
-)
+from rag.errors import FilterError, IndexingError, IndexMismatch, IndexNotBuilt
 from rag.filters import where
+from rag.index import (
+    COLUMNS,
+    FAILURES,
+    FORMAT,
+    IS_NODE,
+    NODES,
+    Index,
+    IndexState,
+    Opened,
+    index_cause,
+    is_in,
+)
 from rag.table import row_metadata
+from rag.upkeep import N_PROBES, REFINE_FACTOR
 
-NODES = "nodes"
-STAGE = "rag-stage-"
-"""How the names of staging tables begin; other tables of the database are left alone."""
-FORMAT = 1
-"""Layout of the index; an index of another format is rebuilt."""
+_NODE = ["id", "row_key", "start", "end", "row_version", "text", COLUMNS]
 
-_log = logging.getLogger(__name__)
-
-_STATE_ID = "state"  # a node's id holds a colon, so it cannot be this
-_COLUMNS = "metadata"  # the name the stock store expects
-_IS_NODE = "row_hash IS NOT NULL"
-_FAILURES = (OSError, RuntimeError, ValueError)
-"""Lance raises all three for I/O and for damaged files."""
-_AMONG = 2_000
-"""Values in one IN list."""
-_TOMBSTONES = 10_000
-"""Tombstones a batch."""
-
-
-@dataclass(frozen=True)
-class IndexState:
-    """What the index mirrors and what it was built with."""
-
-    table_uri: str
-    table_id: str
-    table_version: int
-    key: tuple[str, ...]
-    template: str
-    embedding: str
-    """Identity of the embedding space."""
-    dimension: int
-    chunk_tokens: int
-    chunk_overlap: int
-    n_rows: int
-    n_nodes: int
-    n_blank: int
-    commit: str = ""
-    """Identity of the mirrored commit; a table restored from a backup has another."""
-    format: int = FORMAT
-
-    def to_json(self) -> str:
-        """Return the state row's text."""
-        return json.dumps(asdict(self), ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> IndexState:
-        """Read what `to_json` wrote."""
-        values = json.loads(text)
-        known = {f.name for f in fields(cls)}
-        return cls(
-            **{k: v for k, v in values.items() if k in known} | {"key": tuple(values["key"])}
-        )
-
-
-def nodes_schema(dimension: int, columns: pa.Schema) -> pa.Schema:
-    """Return the Arrow schema of the index.
-
-    Args:
-        dimension: Of the vectors.
-        columns: The Delta table's columns; they become one struct, so that filters can use them.
-    """
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("row_key", pa.string()),
-            pa.field("chunk_no", pa.int32()),
-            pa.field("start", pa.int32()),
-            pa.field("end", pa.int32()),
-            pa.field("row_hash", pa.string()),
-            pa.field("text_hash", pa.string()),
-            pa.field("text", pa.string()),
-            pa.field("vector", pa.list_(pa.float32(), dimension)),
-            pa.field(_COLUMNS, pa.struct(list(columns))),
-            pa.field("state", pa.string()),
-        ]
-    )
-
-
-def node_id(row_key: str, chunk_no: int) -> str:
-    """Return the id of a row's node."""
-    return f"{chunk_no}:{row_key}"
+T = TypeVar("T")
 
 
 class NodeStore(LanceDBVectorStore):
@@ -131,31 +51,29 @@ class NodeStore(LanceDBVectorStore):
     Reading works as people know it (`query`, `get_nodes`, `VectorStoreIndex.from_vector_store`),
     with true cosine similarities, typed filters and `[]` where nothing matches. Writing is the
     mirror's alone: `add` and `delete` are refused, because the Delta table is the only source.
+    Each call reads one version of the index, the one that answers when it is made.
 
     Args:
         uri: Folder or URL of the LanceDB database.
         storage_options: For object storage.
     """
 
-    _storage_options: dict[str, str] | None = PrivateAttr()
+    _index: Index = PrivateAttr()
     _embedding: str | None = PrivateAttr(default=None)
     _version: int | None = PrivateAttr(default=None)
 
-    def __init__(self, uri: str, storage_options: dict[str, str] | None = None) -> None:
+    def __init__(self, uri: str, storage_options: Mapping[str, str] | None = None) -> None:
         # the stock store warns that a table does not exist yet and asks to add data to it
         logging.getLogger("llama_index.vector_stores.lancedb.base").addFilter(_no_advice)
-        try:
-            connection = lancedb.connect(uri, storage_options=storage_options)
-        except _FAILURES as e:
-            raise IndexWriteError(uri, _cause(e)) from e
+        index = Index(uri, storage_options)
         super().__init__(
             uri=uri,
             table_name=NODES,
             doc_id_key="row_key",
             mode="create",
-            connection=connection,
+            connection=index.connection,
         )
-        self._storage_options = storage_options
+        self._index = index
 
     def _table_exists(self, tbl_name: str | None = None) -> bool:
         # asked by the stock constructor, which would open the table and keep that version
@@ -163,76 +81,61 @@ class NodeStore(LanceDBVectorStore):
 
     @property
     def table(self) -> LanceTable | None:
-        """The index as it is now."""
-        return self.snapshot()
+        """The version that answers now."""
+        opened = self._index.answering()
+        return None if opened is None else opened.table
+
+    @property
+    def index(self) -> Index:
+        """The index on disk."""
+        return self._index
 
     def expect(self, *, embedding: str | None = None, version: int | None = None) -> None:
-        """Refuse to read an index of another embedding space or Delta version from now on."""
-        self._embedding, self._version = embedding, version
-
-    # -- reading ---------------------------------------------------------------------------
-
-    def snapshot(self) -> LanceTable | None:
-        """Open the index as it is now; None when there is none.
-
-        A handle keeps to its version, so what is read from one handle belongs together.
-        """
-        with self._reading():
-            if NODES not in self._connection.list_tables().tables:
-                return None
-            return self._connection.open_table(NODES)
-
-    def state(self, table: LanceTable | None = None) -> IndexState | None:
-        """Return what the index mirrors; None when nothing was built."""
-        table = table or self.snapshot()
-        if table is None:
-            return None
-        with self._reading():
-            rows = table.search().where(f"id = '{_STATE_ID}'").select(["state"])
-            found = rows.limit(1).to_list()
-        try:
-            return IndexState.from_json(found[0]["state"]) if found else None
-        except (KeyError, TypeError, ValueError) as e:
-            raise IndexingError(
-                f"The index at {self.uri!r} was made by another release. "
-                "Run `rag sync --rebuild` to build it anew."
-            ) from e
-
-    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """Return the nodes nearest to a query embedding.
+        """Choose what to read from now on.
 
         Args:
-            query: Its embedding (normalised), `similarity_top_k`, `filters`, `doc_ids` (row keys)
-                and `node_ids` are used.
+            embedding: Refuse an index of another embedding space.
+            version: Read the mirror of this Delta version; None is the one that answers.
+        """
+        self._embedding, self._version = embedding, version
+
+    def state(self) -> IndexState | None:
+        """Return what the version read mirrors; None when there is none."""
+        opened = self._chosen()
+        return None if opened is None else opened.state
+
+    def refuse_unmirrored(self) -> None:
+        """Refuse when what `expect` asked for is not there.
+
+        Raises:
+            IndexNotBuilt: nothing is mirrored.
+            IndexMismatch: another version, or another embedding space.
+        """
+        self._readable()
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """Return the nodes nearest to a query.
+
+        Args:
+            query: Its `mode` (vector search, or text search by BM25), embedding (normalised) or
+                `query_str`, `similarity_top_k`, `filters`, `doc_ids` (row keys) and `node_ids`
+                are used.
             **kwargs: LlamaIndex passes some; none is used.
 
         Returns:
-            Nodes, cosine similarities (greatest first) and ids; empty lists for no match.
+            Nodes, cosine similarities (text search: BM25 scores), greatest first, and ids; empty
+            lists for no match.
 
         Raises:
             IndexNotBuilt: no sync has completed.
-            FilterError: a filter does not fit the table, or the search mode is not vector search.
+            FilterError: a filter does not fit the table, or the search mode is another.
         """
-        if query.mode != VectorStoreQueryMode.DEFAULT:
+        if query.mode not in _MODES:
             raise FilterError(
-                f"Search mode {query.mode.value!r} is not available; this index searches by vector."
+                f"Search mode {query.mode.value!r} is not available; "
+                "this index searches by vector ('default') or by words ('text_search')."
             )
-        table, state = self._opened()
-        search = table.search(query.query_embedding, vector_column_name="vector")
-        search = search.distance_type("cosine").limit(query.similarity_top_k)
-        parts = [_in("row_key", query.doc_ids)] if query.doc_ids else []
-        parts += [_in("id", query.node_ids)] if query.node_ids else []
-        parts += [self._where(table, query.filters)] if query.filters is not None else []
-        if parts:
-            search = search.where(" AND ".join(parts), prefilter=True)
-        names = ["id", "row_key", "start", "end", "text", _COLUMNS, "_distance"]
-        with self._reading(is_filtered=query.filters is not None):
-            rows = search.select(names).to_arrow().to_pylist()
-        return VectorStoreQueryResult(
-            nodes=[_node(row, state) for row in rows],
-            similarities=[1.0 - row["_distance"] for row in rows],
-            ids=[row["id"] for row in rows],
-        )
+        return self._following(lambda opened: self._query(query, opened))
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Do as `query`, without holding the event loop."""
@@ -245,175 +148,99 @@ class NodeStore(LanceDBVectorStore):
         **kwargs: Any,
     ) -> list[BaseNode]:
         """Return nodes by id, by filter, or both; in no promised order."""
-        table, state = self._opened()
-        parts = [_IS_NODE]
-        if node_ids is not None:
-            parts.append(_in("id", node_ids))
-        if filters is not None:
-            parts.append(self._where(table, filters))
-        rows = table.search().where(" AND ".join(parts)).limit(None)
-        names = ["id", "row_key", "start", "end", "text", _COLUMNS]
-        with self._reading(is_filtered=filters is not None):
-            found = rows.select(names).to_arrow().to_pylist()
-        return [_node(row, state) for row in found]
 
-    def hashes(
-        self, table: LanceTable, *, column: str = "row_key", among: Sequence[str] | None = None
-    ) -> dict[str, tuple[str, int]]:
-        """Return the content hash and the number of nodes of rows, by row key.
+        def read(opened: Opened) -> list[BaseNode]:
+            parts = [IS_NODE]
+            if node_ids is not None:
+                parts.append(is_in("id", node_ids))
+            if filters is not None:
+                parts.append(_where(opened.table, filters))
+            search = opened.table.search().where(" AND ".join(parts)).limit(None)
+            rows = search.select(_NODE).to_arrow().to_pylist()
+            return [_node(row, opened.state) for row in rows]
 
-        Args:
-            table: A handle on the index.
-            column: `row_key` or `row_hash`, what `among` lists.
-            among: Only these; None is all rows.
-        """
-        if among is not None and len(among) > _AMONG:
-            parts = [among[i : i + _AMONG] for i in range(0, len(among), _AMONG)]
-            some = [self.hashes(table, column=column, among=part) for part in parts]
-            return {key: value for part in some for key, value in part.items()}
-        where = _IS_NODE if among is None else f"{_IS_NODE} AND {_in(column, among)}"
-        found: dict[str, tuple[str, int]] = {}
-        rows = table.search().where(where).limit(None).select(["row_key", "row_hash"])
-        for batch in rows.to_batches():
-            keys, hashes = (batch.column(n).to_pylist() for n in ("row_key", "row_hash"))
-            for key, row_hash in zip(keys, hashes, strict=True):
-                found[key] = (row_hash, found.get(key, ("", 0))[1] + 1)
-        return found
+        return self._following(read, is_filtered=filters is not None)
 
-    def vectors(self, table: LanceTable, text_hashes: Sequence[str]) -> dict[str, list[float]]:
-        """Return the vectors of the texts that the index already holds, by text hash."""
-        predicate = f"{_IS_NODE} AND {_in('text_hash', text_hashes)}"
-        rows = table.search().where(predicate).limit(None).select(["text_hash", "vector"])
-        return {row["text_hash"]: row["vector"] for row in rows.to_arrow().to_pylist()}
+    def _query(self, query: VectorStoreQuery, opened: Opened) -> VectorStoreQueryResult:
+        table = opened.table
+        if query.mode == VectorStoreQueryMode.DEFAULT:
+            search = table.search(query.query_embedding, vector_column_name="vector")
+            search = search.distance_type("cosine")
+            search = search.nprobes(N_PROBES)
+            search = search.refine_factor(REFINE_FACTOR)
+            measure = "_distance"
+        else:
+            search = table.search(query.query_str or "", query_type="fts", fts_columns="text")
+            measure = "_score"
+        parts = [is_in("row_key", query.doc_ids)] if query.doc_ids else []
+        parts += [is_in("id", query.node_ids)] if query.node_ids else []
+        parts += [_where(table, query.filters)] if query.filters is not None else []
+        if parts:
+            search = search.where(" AND ".join(parts), prefilter=True)
+        found = search.limit(query.similarity_top_k).select([*_NODE, measure])
+        rows = found.to_arrow().to_pylist()
+        return VectorStoreQueryResult(
+            nodes=[_node(row, opened.state) for row in rows],
+            similarities=[
+                row["_score"] if measure == "_score" else 1.0 - row["_distance"] for row in rows
+            ],
+            ids=[row["id"] for row in rows],
+        )
 
-    def _opened(self) -> tuple[LanceTable, IndexState]:
-        table = self.snapshot()
-        state = self.state(table) if table is not None else None
-        if table is None or state is None:
+    def _following(self, read: Callable[[Opened], T], *, is_filtered: bool = False) -> T:
+        """Read from the version that answers; once more when a sync has cleaned it up meanwhile."""
+        opened = self._readable()
+        try:
+            return read(opened)
+        except FAILURES as e:
+            # every name and literal in a filter was ours to check
+            if is_filtered and "filter" in str(e).lower():
+                raise FilterError(f"The filter cannot be applied: {index_cause(e)}.") from e
+            newer = self._readable()
+            if newer.number == opened.number:
+                with self._index.reading():
+                    raise
+        with self._index.reading():
+            return read(newer)
+
+    def _chosen(self) -> Opened | None:
+        if self._version is None:
+            return self._index.answering()
+        return self._index.mirrored(self._version)
+
+    def _readable(self) -> Opened:
+        opened = self._chosen()
+        if opened is None and self._version is not None:
+            raise self._not_mirrored(self._version)
+        if opened is None:
             raise IndexNotBuilt(str(self.uri))
-        # a sync may have rebuilt or moved the index since the reader was made
-        for what, built, wanted in (
-            ("embedding model", state.embedding, self._embedding),
-            ("Delta version", state.table_version, self._version),
-        ):
-            if wanted is not None and built != wanted:
-                raise IndexMismatch(
-                    what,
-                    built=built,
-                    wanted=wanted,
-                    mend="Make the engine anew, or run `rag sync`.",
-                )
-        return table, state
-
-    def _where(self, table: LanceTable, filters: MetadataFilters) -> str:
-        struct = table.schema.field(_COLUMNS).type
-        columns = pa.schema([struct.field(i) for i in range(struct.num_fields)])
-        return where(filters, columns, prefix=_COLUMNS)
-
-    # -- writing: the mirror's side ----------------------------------------------------------
-
-    def stage(self, name: str, schema: pa.Schema) -> LanceTable:
-        """Open the staging table of this name, or make it; stages of other syncs are dropped.
-
-        Args:
-            name: Begins with `STAGE`.
-            schema: Of the nodes.
-        """
-        with self._writing():
-            names = self._stages()
-            for other in names:
-                if other != name:
-                    self._connection.drop_table(other)
-            if name in names:
-                return self._connection.open_table(name)
-            return self._connection.create_table(name, schema=schema)
-
-    def append(self, stage: LanceTable, batch: pa.RecordBatch) -> None:
-        """Add a batch of nodes to a stage; it is there completely or not at all."""
-        with self._writing():
-            stage.add(pa.Table.from_batches([batch]))
-
-    def discard(self) -> None:
-        """Drop an index that cannot be read."""
-        with self._writing():
-            self._connection.drop_table(NODES)
-
-    def tidy(self) -> None:
-        """Remove what a publish leaves behind: stages and tombstones.
-
-        The index is right with or without them, so a failure is only logged; the next sync tries
-        again.
-        """
-        try:
-            for name in self._stages():
-                self._connection.drop_table(name)
-            table = self.snapshot()
-            tombstones = f"row_hash IS NULL AND id <> '{_STATE_ID}'"
-            if table is not None and table.count_rows(tombstones):
-                table.delete(tombstones)
-        except (*_FAILURES, IndexingError) as e:
-            _log.warning("The index at %s could not be tidied: %s", self.uri, _cause(e))
-
-    def _stages(self) -> list[str]:
-        names = self._connection.list_tables().tables
-        return [n for n in names if n.startswith(STAGE)]
-
-    def replace(self, stage: LanceTable, state: IndexState) -> None:
-        """Make the index hold exactly the stage's nodes and this state, in one commit."""
-        rows = _reader(stage.schema, _batches(stage), [], state)
-        with self._writing():
-            # pylance writes what it is given; lancedb would inspect each vector first
-            lance.write_dataset(
-                rows,
-                self._connection.uri.rstrip("/") + f"/{NODES}.lance",
-                mode="create" if self.snapshot() is None else "overwrite",
-                storage_options=self._storage_options,
-            )
-            table = self.snapshot()
-            assert table is not None
-            table.set_unenforced_primary_key("id")
-
-    def merge(
-        self, table: LanceTable, stage: LanceTable, gone: Sequence[str], state: IndexState
-    ) -> None:
-        """Upsert the stage's nodes, remove the nodes named in `gone`, set the state: one commit.
-
-        Args:
-            table: The handle that the changes were worked out against.
-            stage: New and changed nodes.
-            gone: Ids of nodes to remove.
-            state: What the index mirrors from now on.
-
-        Raises:
-            IndexWriteError: another sync committed since `table` was opened, or the disk is full.
-        """
-        rows = _reader(table.schema, _batches(stage), gone, state)
-        with self._writing():
-            # lancedb has no way to refuse a commit on a stale base; pylance has
-            merge = table.to_lance().merge_insert("id")
-            merge.when_matched_update_all().when_not_matched_insert_all()
-            merge.conflict_retries(0).execute(rows)
-
-    @contextlib.contextmanager
-    def _reading(self, *, is_filtered: bool = False) -> Iterator[None]:
-        try:
-            yield
-        except _FAILURES as e:
-            if (
-                is_filtered and "filter" in str(e).lower()
-            ):  # every name and literal in it was ours to check
-                raise FilterError(f"The filter cannot be applied: {_cause(e)}.") from e
+        if opened.state.format != FORMAT:
             raise IndexingError(
-                f"The index at {self.uri!r} cannot be read: {_cause(e)}. "
-                "Run `rag sync --rebuild` to build it anew."
-            ) from e
+                f"The index at {self.uri!r} was made by another release (format "
+                f"{opened.state.format}, this one reads {FORMAT}). Run `rag sync`: it is built "
+                "anew from its own vectors."
+            )
+        # a sync may have rebuilt the index since the reader was made
+        built, wanted = opened.state.embedding, self._embedding
+        if wanted is not None and built != wanted:
+            raise IndexMismatch(
+                "embedding model",
+                built=built,
+                wanted=wanted,
+                mend="Make the engine anew, or run `rag sync`.",
+            )
+        return opened
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except _FAILURES as e:
-            raise IndexWriteError(str(self.uri), _cause(e)) from e
+    def _not_mirrored(self, version: int) -> IndexingError:
+        known = sorted(self._index.tags())
+        if not known:
+            return IndexNotBuilt(str(self.uri))
+        return IndexMismatch(
+            "Delta version",
+            built=", ".join(map(str, known)),
+            wanted=version,
+            mend=f"Run `rag sync --version {version}` to mirror that one too.",
+        )
 
     # -- what LlamaIndex would write, refused ------------------------------------------------
 
@@ -434,12 +261,27 @@ class NodeStore(LanceDBVectorStore):
         raise _read_only()
 
 
+_MODES = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.TEXT_SEARCH)
+
+
 def _no_advice(record: logging.LogRecord) -> bool:
     return "Please add some data" not in record.getMessage()
 
 
+def _where(table: LanceTable, filters: MetadataFilters) -> str:
+    struct = table.schema.field(COLUMNS).type
+    columns = pa.schema([struct.field(i) for i in range(struct.num_fields)])
+    return where(filters, columns, prefix=COLUMNS)
+
+
 def _node(row: dict[str, Any], state: IndexState) -> TextNode:
-    metadata = row_metadata(state.table_uri, state.table_version, row["row_key"], row[_COLUMNS])
+    metadata = row_metadata(
+        state.table_uri,
+        state.table_version,
+        row["row_key"],
+        row[COLUMNS],
+        row_version=row["row_version"],
+    )
     hidden = list(metadata)
     return TextNode(
         id_=row["id"],
@@ -452,38 +294,6 @@ def _node(row: dict[str, Any], state: IndexState) -> TextNode:
         excluded_llm_metadata_keys=hidden,
         relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=row["row_key"])},
     )
-
-
-def _cause(error: BaseException) -> str:
-    # Lance adds where in its own sources it failed, which tells a user nothing
-    return re.split(r",? ?(?:/rustc|/root|/home|rust/)", cause(error))[0].rstrip(". ")
-
-
-def _in(column: str, values: Sequence[str]) -> str:
-    # single quotes are strings in Lance's SQL, doubled inside
-    listed = ", ".join("'" + v.replace("'", "''") + "'" for v in values)
-    return f"{column} IN ({listed})" if values else "false"
-
-
-def _batches(stage: LanceTable) -> Iterator[pa.RecordBatch]:
-    yield from stage.to_lance().to_batches()
-
-
-def _reader(
-    schema: pa.Schema, batches: Iterator[pa.RecordBatch], gone: Sequence[str], state: IndexState
-) -> pa.RecordBatchReader:
-    """Stream the nodes, a tombstone (an id and nulls) for each node gone, and the state row."""
-
-    def rows() -> Iterator[pa.RecordBatch]:
-        yield from batches
-        nulls = dict.fromkeys(schema.names)
-        for i in range(0, len(gone), _TOMBSTONES):
-            ids = gone[i : i + _TOMBSTONES]
-            yield pa.RecordBatch.from_pylist([{**nulls, "id": n} for n in ids], schema=schema)
-        last = {**nulls, "id": _STATE_ID, "state": state.to_json()}
-        yield pa.RecordBatch.from_pylist([last], schema=schema)
-
-    return pa.RecordBatchReader.from_batches(schema, rows())
 
 
 def _read_only() -> IndexingError:

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from rag.errors import SettingsError
 
@@ -77,29 +83,71 @@ class Template:
 
 
 def text_of(column: str, dtype: pl.DataType) -> pl.Expr:
-    """Return the expression that writes a column as text; null stays null."""
+    """Return the expression that writes a column as text; null stays null.
+
+    Plain values are written as themselves, a list of them with commas between, bytes in
+    hexadecimal digits, times without a fraction of 0; anything deeper is JSON.
+    """
     value = pl.col(column)
-    if dtype == pl.String:
-        return value
-    if dtype == pl.Binary:
-        return value.bin.encode("hex")
-    if isinstance(dtype, pl.List) and not dtype.inner.is_nested() and dtype.inner != pl.Binary:
-        return value.list.eval(pl.element().cast(pl.String)).list.join(", ")
+    if isinstance(dtype, pl.List) and not dtype.inner.is_nested():
+        inner = dtype.inner if isinstance(dtype.inner, pl.DataType) else dtype.inner()
+        return value.list.eval(_plain_text(pl.element(), inner)).list.join(", ")
     if dtype.is_nested():
         return value.map_batches(_as_json, return_dtype=pl.String)
+    return _plain_text(value, dtype)
+
+
+def _plain_text(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    if dtype == pl.Binary:
+        return value.bin.encode("hex")
+    if isinstance(dtype, pl.Datetime):
+        return value.dt.to_string("%Y-%m-%d %H:%M:%S%.f" + (" %Z" if dtype.time_zone else ""))
     return value.cast(pl.String)
 
 
 def _as_json(values: pl.Series) -> pl.Series:
-    # polars' own JSON writer panics on binary inside a struct
+    # polars' own JSON writer panics on binary inside a struct, and it has no maps
+    arrow = values.to_arrow()
     return pl.Series(
         values.name,
         [
-            None if v is None else json.dumps(v, ensure_ascii=False, default=str)
-            for v in values.to_arrow().to_pylist()
+            None if v is None else json.dumps(_jsonable(v, arrow.type), ensure_ascii=False)
+            for v in arrow.to_pylist()
         ],
         dtype=pl.String,
     )
+
+
+def _jsonable(value: Any, kind: pa.DataType) -> Any:
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if pa.types.is_map(kind):
+        names = [str(_jsonable(k, kind.key_type)) for k, _ in value]
+        values = [_jsonable(v, kind.item_type) for _, v in value]
+        # one name twice would lose a value
+        pairs = list(zip(names, values, strict=True))
+        return dict(pairs) if len(set(names)) == len(names) else pairs
+    if pa.types.is_struct(kind):
+        return {f.name: _jsonable(value[f.name], f.type) for f in kind}
+    if isinstance(value, list):
+        return [_jsonable(v, kind.value_type) for v in value]
+    if isinstance(value, float):
+        exact = float(str(np.float32(value))) if pa.types.is_float32(kind) else value
+        return exact if math.isfinite(exact) else str(exact)
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Decimal):
+        return f"{value:f}"  # never as 5E-9
+    if isinstance(value, datetime):
+        return _time_text(value)
+    return str(value)
+
+
+def _time_text(value: datetime) -> str:
+    # as polars' %.f has it: no fraction, milliseconds or microseconds
+    unit = "microseconds" if value.microsecond % 1000 else "milliseconds"
+    written = value.replace(tzinfo=None).isoformat(" ", unit if value.microsecond else "seconds")
+    return f"{written} UTC" if value.tzinfo else written
 
 
 def content_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
@@ -126,9 +174,14 @@ def content_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
         sized = pl.concat_str([text.str.len_bytes().cast(pl.String), pl.lit(":"), text])
         parts += [pl.lit(f"{len(name)}:{name}"), sized.fill_null("null")]
     canonical = frame.select(pl.concat_str(parts).alias("canonical")).to_series()
-    return pl.Series("row_hash", [text_hash(c) for c in canonical], dtype=pl.String)
+    digests = [_digest(c) for c in canonical.cast(pl.Binary).to_list()]
+    return pl.Series("row_hash", digests, dtype=pl.String)
 
 
 def text_hash(text: str) -> str:
     """Return 32 hexadecimal digits that stand for a text."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return _digest(text.encode())
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.blake2b(text, digest_size=16).hexdigest()

@@ -8,10 +8,12 @@ the web chat do not wait for them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from rag.catalogue import EMBEDDING_MODELS, LLM_MODELS
-from rag.errors import IndexMismatch, IndexNotBuilt, RagError, SettingsError
+from rag.errors import (
+    IndexingError,
+    IndexMismatch,
+    IndexNotBuilt,
+    RagError,
+    SettingsError,
+    TableError,
+)
 from rag.progress import Progress, SyncReport, silent
 from rag.settings import Settings
 
@@ -32,10 +41,12 @@ if TYPE_CHECKING:
     from rag.embedding import E5Embedding
     from rag.engines import TableChatEngine, TableQueryEngine
     from rag.llm import GgufLLM
-    from rag.mirror import Recipe
+    from rag import mirror
+    from rag.index import Index, IndexState
+    from rag.provenance import RowView
     from rag.retrieval import TableRetriever
     from rag.splitting import Splitter
-    from rag.store import IndexState, NodeStore
+    from rag.store import NodeStore
     from rag.table import Snapshot
 
 _INDEXES = "data/index"
@@ -49,12 +60,22 @@ _models: WeakValueDictionary[tuple[object, ...], Any] = WeakValueDictionary()
 _kept: dict[str, Any] = {}
 
 
-def sync(settings: Settings, *, rebuild: bool = False, progress: Progress = silent) -> SyncReport:
+def sync(
+    settings: Settings,
+    *,
+    version: int | None = None,
+    rebuild: bool = False,
+    purge: bool = False,
+    progress: Progress = silent,
+) -> SyncReport:
     """Make the index mirror the Delta table; only changed text is embedded.
 
     Args:
-        settings: Which table, version, model and index.
+        settings: Which table, model and index.
+        version: Delta version; None is the settings' or the latest. One older than the version
+            that answers is mirrored beside it.
         rebuild: Build anew even when the index was made from another table.
+        purge: Afterwards remove from disk what is deleted, and every older version of the index.
         progress: Told how far it is.
 
     Raises:
@@ -64,19 +85,83 @@ def sync(settings: Settings, *, rebuild: bool = False, progress: Progress = sile
     """
     from rag import mirror
 
-    def load() -> tuple[E5Embedding, Splitter]:
-        progress("loading the embedding model", 0, 0)
-        return _embedding(settings, progress), _splitter(settings)
-
-    # the bundled demo is ours: written anew, it is simply indexed anew
+    chosen = settings.table.version if version is None else version
     return mirror.sync(
-        _store(settings),
-        _snapshot(settings, settings.table.version),
-        _recipe(settings),
-        load,
-        rebuild=rebuild,
-        replaces=settings.is_demo,
+        _index(settings),
+        _snapshot(settings, chosen),
+        _recipe(settings, progress),
+        options=_options(settings, chosen, rebuild=rebuild, purge=purge),
         progress=progress,
+    )
+
+
+def pending(
+    settings: Settings,
+    *,
+    version: int | None = None,
+    rebuild: bool = False,
+    progress: Progress = silent,
+) -> SyncReport:
+    """Return what `sync` would do, without writing or embedding anything.
+
+    Args:
+        settings: Which table, model and index.
+        version: Delta version; None is the settings' or the latest.
+        rebuild: As for `sync`.
+        progress: Told how far it is.
+    """
+    from rag import mirror
+
+    chosen = settings.table.version if version is None else version
+    return mirror.pending(
+        _index(settings),
+        _snapshot(settings, chosen),
+        _recipe(settings, progress),
+        options=_options(settings, chosen, rebuild=rebuild),
+        progress=progress,
+    )
+
+
+def follow(
+    settings: Settings, *, every_s: float, progress: Progress = silent
+) -> Iterator[SyncReport | RagError]:
+    """Sync again whenever the table has a new version, for ever.
+
+    Args:
+        settings: Which table, model and index.
+        every_s: Seconds between two looks at the table.
+        progress: Told how far a sync is.
+
+    Yields:
+        What each sync did. A failure is yielded once and tried again: the table may come back.
+    """
+    mirrored: int | None = None
+    failure = ""
+    while True:
+        try:
+            if table_version(settings) != mirrored:
+                report = sync(settings, progress=progress)
+                mirrored, failure = report.table_version, ""
+                yield report
+        except (TableError, IndexingError) as e:
+            if str(e) != failure:
+                failure = str(e)
+                yield e
+        time.sleep(every_s)
+
+
+def _options(
+    settings: Settings, version: int | None, *, rebuild: bool = False, purge: bool = False
+) -> mirror.Options:
+    from rag.mirror import Options
+
+    return Options(
+        rebuild=rebuild,
+        # the bundled demo is ours: written anew, it is simply indexed anew
+        replaces=settings.is_demo,
+        is_pinned=version is not None,
+        purge=purge,
+        keep_versions=settings.index.keep_versions,
     )
 
 
@@ -93,6 +178,32 @@ def documents(settings: Settings, *, version: int | None = None) -> Iterator[Doc
     return table.documents(_snapshot(settings, chosen))
 
 
+def row(settings: Settings, key: str, *, version: int | None = None) -> RowView:
+    """Return a row as it was in a version, and what became of it since.
+
+    Args:
+        settings: Which table and index.
+        key: The row key, as citations name it.
+        version: Delta version; None is the settings', else the one that answers, else the latest.
+
+    Raises:
+        RowNotFound: that version has no such row.
+        TableError: that version cannot be read, and is not mirrored.
+    """
+    from rag import provenance
+
+    index = _index(settings)
+    chosen = settings.table.version if version is None else version
+    if chosen is None and (answering := index.answering()) is not None:
+        chosen = answering.state.table_version
+    at = _snapshot(settings, chosen)
+    latest: Snapshot | None = None
+    with contextlib.suppress(TableError):  # told as a fate that is not known
+        latest = _snapshot(settings, None)
+    mirrored = index.mirrored(at.version)
+    return provenance.look(key, at, latest, index=index, mirrored=mirrored)
+
+
 def retriever(
     settings: Settings,
     *,
@@ -106,7 +217,7 @@ def retriever(
         settings: Which index and model.
         top_k: Distinct rows to return at most; None is the settings'.
         filters: Only rows that match; keys are columns of the table.
-        version: Refuse unless this Delta version is the mirrored one.
+        version: Delta version to ask, one of those mirrored; None is the settings' or the last.
 
     Raises:
         IndexNotBuilt: no sync has completed.
@@ -151,7 +262,7 @@ def query_engine(
         settings: Which index and models.
         streaming: Whether `query` and `aquery` stream.
         filters: Only rows that match may answer.
-        version: Refuse unless this Delta version is the mirrored one.
+        version: Delta version to ask, one of those mirrored; None is the settings' or the last.
     """
     from rag.engines import TableQueryEngine
 
@@ -169,7 +280,7 @@ def chat_engine(
     Args:
         settings: Which index and models.
         filters: Only rows that match may answer.
-        version: Refuse unless this Delta version is the mirrored one.
+        version: Delta version to ask, one of those mirrored; None is the settings' or the last.
     """
     from rag.engines import TableChatEngine
 
@@ -219,6 +330,13 @@ class Status:
     llm: str
     index_bytes: int
     models_bytes: int
+    mirrored_versions: list[int]
+    """Delta versions that can be asked."""
+    changed: dict[str, int] | None
+    """Rows `added`, `updated` and `deleted` since the mirrored version; None where telling that
+    would take long."""
+    building: str | None
+    """Who builds the index right now, and how far it is; None when nobody does."""
 
 
 def status(settings: Settings) -> Status:
@@ -231,7 +349,9 @@ def status(settings: Settings) -> Status:
         version = table_version(settings)
     except RagError as e:
         problem = str(e)
-    state = _store(settings).state()
+    index = _index(settings)
+    answering = index.answering()
+    state = answering.state if answering else None
     return Status(
         table_uri=settings.table.uri,
         table_version=version,
@@ -245,7 +365,33 @@ def status(settings: Settings) -> Status:
         llm=settings.llm.model,
         index_bytes=_bytes_under(Path(index_uri(settings))),
         models_bytes=_bytes_under(weights.cache_dir()),
+        mirrored_versions=sorted(index.tags()),
+        changed=_changed(settings, index) if state and version != state.table_version else None,
+        building=_building(settings),
     )
+
+
+def _changed(settings: Settings, index: Index) -> dict[str, int] | None:
+    from rag import mirror
+
+    try:
+        found = mirror.glance(index, _snapshot(settings, None), _recipe(settings))
+    except RagError:  # the table's problem, or another recipe: a sync will say so
+        return None
+    if found is None:
+        return None
+    return {"added": found.n_added, "updated": found.n_updated, "deleted": found.n_deleted}
+
+
+def _building(settings: Settings) -> str | None:
+    """Return who builds the index right now, and how far that is, in a few words."""
+    from rag import mirror
+
+    found = mirror.holder(index_uri(settings), _index_options(settings))
+    if found is None:
+        return None
+    far = f", {found.what} {found.n_done:,} of {found.n_total:,}" if found.n_total else ""
+    return f"process {found.pid} on {found.host} since {found.since}{far}"
 
 
 def table_version(settings: Settings) -> int:
@@ -296,6 +442,7 @@ def _snapshot(settings: Settings, version: int | None) -> Snapshot:
         settings.table.uri,
         template=settings.table.template,
         key=settings.table.key,
+        on_bad_key=settings.table.on_bad_key,
         version=version,
         storage_options=_storage_options(settings),
     )
@@ -305,10 +452,23 @@ def _storage_options(settings: Settings) -> dict[str, str]:
     return {k: v.get_secret_value() for k, v in settings.table.storage_options.items()}
 
 
+def _index_options(settings: Settings) -> dict[str, str] | None:
+    options = settings.index.storage_options
+    if options is None:
+        return _storage_options(settings) or None
+    return {k: v.get_secret_value() for k, v in options.items()} or None
+
+
+def _index(settings: Settings) -> Index:
+    from rag.index import Index
+
+    return Index(index_uri(settings), _index_options(settings))
+
+
 def _store(settings: Settings) -> NodeStore:
     from rag.store import NodeStore
 
-    return NodeStore(index_uri(settings), _storage_options(settings) or None)
+    return NodeStore(index_uri(settings), _index_options(settings))
 
 
 def _built(settings: Settings, version: int | None) -> tuple[NodeStore, IndexState]:
@@ -318,8 +478,7 @@ def _built(settings: Settings, version: int | None) -> tuple[NodeStore, IndexSta
     store = _store(settings)
     state = store.state()
     if state is None:
-        raise IndexNotBuilt(index_uri(settings))
-    mend = "Run `rag sync` to build it anew, or set back what was changed."
+        raise IndexNotBuilt(index_uri(settings), progress=_progress_of_build(settings))
     for what, built, wanted in (
         ("table", state.table_uri, settings.table.uri),
         ("template", state.template, settings.table.template),
@@ -333,28 +492,48 @@ def _built(settings: Settings, version: int | None) -> tuple[NodeStore, IndexSta
         ("key", state.key, state.key if settings.table.key is None else settings.table.key),
     ):
         if built != wanted:
-            raise IndexMismatch(what, built=built, wanted=wanted, mend=mend)
-    wanted_version = settings.table.version if version is None else version
-    if wanted_version not in (None, state.table_version):
-        raise IndexMismatch(
-            "Delta version",
-            built=state.table_version,
-            wanted=wanted_version,
-            mend=f"Run `rag sync --version {wanted_version}` to mirror that one.",
-        )
-    store.expect(embedding=state.embedding, version=wanted_version)
-    return store, state
+            raise IndexMismatch(what, built=built, wanted=wanted, mend=_mend(settings))
+    chosen = settings.table.version if version is None else version
+    store.expect(embedding=state.embedding, version=chosen)
+    if chosen is not None:
+        store.refuse_unmirrored()
+    return store, store.state() or state
 
 
-def _recipe(settings: Settings) -> Recipe:
+def _mend(settings: Settings) -> str:
+    going_on = _progress_of_build(settings)
+    if going_on:
+        return f"{going_on} Until then it answers only those who have the old settings."
+    return "Run `rag sync` to build it anew, or set back what was changed."
+
+
+def _progress_of_build(settings: Settings) -> str:
+    """Return the sentence that says how far a build is; empty when there is none."""
+    from rag import mirror
+
+    running = _building(settings)
+    if running is not None:
+        return f"`rag sync` is building it: {running}."
+    n_staged = mirror.n_staged(_index(settings))
+    if n_staged:
+        return f"An interrupted build has {n_staged:,} nodes; `rag sync` goes on with it."
+    return ""
+
+
+def _recipe(settings: Settings, progress: Progress = silent) -> mirror.Recipe:
     from rag import weights
-    from rag.mirror import Recipe
+    from rag.mirror import Embedder, Recipe
+
+    def model() -> E5Embedding:
+        progress("loading the embedding model", 0, 0)
+        return _embedding(settings, progress)
 
     return Recipe(
         embedding=weights.embedding_fingerprint(settings.embedding.model),
         dimension=_dimension(settings),
         chunk_tokens=settings.embedding.chunk_tokens,
         chunk_overlap=settings.embedding.chunk_overlap,
+        embedder=Embedder(functools.cache(model), functools.cache(lambda: _splitter(settings))),
     )
 
 

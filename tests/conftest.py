@@ -13,11 +13,13 @@ from blockbuster import BlockBuster, blockbuster_ctx
 from deltalake import write_deltalake
 from fakes import DIMENSION, CharSplitter, WordsEmbedding
 
-from rag.mirror import Recipe
+from rag.index import Index
+from rag.mirror import Embedder, Options, Recipe
+from rag.mirror import pending as mirror_pending
 from rag.mirror import sync as mirror_sync
-from rag.progress import SyncReport
+from rag.progress import Progress, SyncReport, silent
 from rag.store import NodeStore
-from rag.table import open_table
+from rag.table import Snapshot, open_table
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -73,28 +75,69 @@ def write_table(tmp_path: Path) -> WriteTable:
 class World:
     """A Delta table with its index, embedded by hashed words."""
 
-    def __init__(self, folder: Path, template: str = "{text}") -> None:
-        self.uri, self.template = str(folder / "table"), template
-        self.store = NodeStore(str(folder / "index"))
+    def __init__(
+        self, folder: Path | str, template: str = "{text}", options: dict[str, str] | None = None
+    ) -> None:
+        self.uri, self.template = f"{folder}/table", template
+        self.storage_options = options
+        self.store = NodeStore(f"{folder}/index", options)
         self.embedding = WordsEmbedding()
         self.splitter = CharSplitter()
         self.key: tuple[str, ...] | None = None
-        self.recipe = Recipe("words", DIMENSION, 400, 50)
+        self.on_bad_key = "refuse"
+        self.space = "words"
+        self.keep_versions = 10
+
+    @property
+    def index(self) -> Index:
+        """The index on disk."""
+        return self.store.index
+
+    @property
+    def recipe(self) -> Recipe:
+        """How its rows are embedded."""
+        embedder = Embedder(lambda: self.embedding, lambda: self.splitter)
+        return Recipe(self.space, DIMENSION, 400, 50, embedder)
 
     def create(self, frame: pl.DataFrame) -> None:
         """Make the table, with the change data feed on."""
         feed = {"delta.enableChangeDataFeed": "true"}
-        write_deltalake(self.uri, frame, configuration=feed)
+        write_deltalake(self.uri, frame, configuration=feed, storage_options=self.storage_options)
 
     def write(self, frame: pl.DataFrame) -> None:
         """Make the table hold this frame, as its next version."""
-        write_deltalake(self.uri, frame, mode="overwrite", schema_mode="overwrite")
+        write_deltalake(
+            self.uri,
+            frame,
+            mode="overwrite",
+            schema_mode="overwrite",
+            storage_options=self.storage_options,
+        )
 
-    def sync(self, version: int | None = None, **options: object) -> SyncReport:
+    def snapshot(self, version: int | None = None) -> Snapshot:
+        """Open the table."""
+        return open_table(
+            self.uri,
+            template=self.template,
+            key=self.key,
+            on_bad_key=self.on_bad_key,
+            version=version,
+            storage_options=self.storage_options,
+        )
+
+    def sync(
+        self, version: int | None = None, *, progress: Progress = silent, **options: object
+    ) -> SyncReport:
         """Mirror the table."""
-        snapshot = open_table(self.uri, template=self.template, key=self.key, version=version)
-        load = lambda: (self.embedding, self.splitter)  # noqa: E731
-        return mirror_sync(self.store, snapshot, self.recipe, load, **options)
+        chosen = Options(is_pinned=version is not None, keep_versions=self.keep_versions, **options)
+        return mirror_sync(
+            self.index, self.snapshot(version), self.recipe, options=chosen, progress=progress
+        )
+
+    def pending(self, version: int | None = None) -> SyncReport:
+        """Say what a sync would do."""
+        options = Options(is_pinned=version is not None)
+        return mirror_pending(self.index, self.snapshot(version), self.recipe, options=options)
 
 
 @pytest.fixture

@@ -266,7 +266,7 @@ def test_a_bad_question_is_one_sentence(shop: Shop, question: str, message: str)
 
 def test_the_retriever_returns_distinct_rows_best_first(shop: Shop) -> None:
     shop.world.splitter.size = 12
-    shop.world.recipe = type(shop.world.recipe)("words again", 64, 400, 50)
+    shop.world.space = "words again"
     shop.world.sync()
     hits = shop.retriever(top_k=3).retrieve("a silvered spear for the werewolf")
     keys = [h.node.metadata["row_key"] for h in hits]

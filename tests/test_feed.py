@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from rag.errors import RowKeyError
-from rag.mirror import Recipe, compare
+from rag.mirror import plan
 
 KEYS = list("abcdef")
 TEXTS = ["red apple", "blue sky", "  ", None, "green grass is long", "it's ‘quoted’"]
@@ -65,7 +65,7 @@ def apply(world: World, step: tuple[Any, ...], *, is_keyed: bool) -> None:
 
 def held(world: World) -> Counter[tuple[object, ...]]:
     """What the index holds, vectors included, without the keys of equal rows."""
-    table = world.store.snapshot()
+    table = world.store.table
     assert table is not None
     nodes = table.search().where("row_hash IS NOT NULL").limit(None).to_list()
     assert len({n["id"] for n in nodes}) == len(nodes)
@@ -114,7 +114,11 @@ def test_only_what_changed_is_read_and_written(world: World) -> None:
     assert (report.read, report.n_updated, report.n_embedded) == ("feed", 1, 1)
     assert report.n_unchanged == 1999
     assert ("changes read", 2, 0) in told
-    assert not [t for t in told if t[0] == "rows"]
+    assert {t[2] for t in told if t[0] == "rows"} == {1}
+    assert not [t for t in told if t[0] == "reading the table"]
+    # the new fragment holds the row and the state
+    added = [f.metadata.num_rows for f in world.index.dataset().get_fragments()][1:]
+    assert sum(added) == 2
 
 
 def feed_on_midway(world: World) -> None:
@@ -164,7 +168,7 @@ def test_another_recipe_does_not_follow_the_feed(world: World) -> None:
     world.create(pl.DataFrame({"row_id": ["a"], "text": ["red"]}))
     world.sync()
     DeltaTable(world.uri).update(updates={"text": "'pink'"})
-    world.recipe = Recipe("others", 64, 400, 50)
+    world.space = "others"
     assert world.sync().read == "table"
 
 
@@ -194,7 +198,7 @@ def test_feeds_of_other_writers(shared_data: Path, tmp_path: Path) -> None:
 def test_a_feed_that_tells_more_than_the_table_holds_is_not_followed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compare, "_MOST", 5)
+    monkeypatch.setattr(plan, "_MOST", 5)
     rows = pl.DataFrame({"row_id": range(10), "text": [f"text {i}" for i in range(10)]})
     world.create(rows)
     world.sync()

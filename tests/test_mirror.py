@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -14,10 +11,9 @@ import lancedb
 import polars as pl
 import pytest
 from conftest import World
-from deltalake import DeltaTable, write_deltalake
+from deltalake import write_deltalake
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lancedb.table import LanceTable
 from llama_index.core import VectorStoreIndex
 from llama_index.core.vector_stores.types import VectorStoreQuery
 from llama_index.vector_stores.lancedb import LanceDBVectorStore
@@ -30,7 +26,7 @@ from rag.errors import (
     IndexWriteError,
     TableEmpty,
 )
-from rag.mirror import Recipe
+from rag.mirror import publishing
 
 
 def frame(**texts: str | None) -> pl.DataFrame:
@@ -97,15 +93,61 @@ def test_long_rows_become_nodes_and_shrink_again(world: World) -> None:
     assert mirrored(world) == {"b": "12"}
 
 
-def test_an_older_version_can_be_mirrored(world: World) -> None:
-    world.write(frame(a="old"))
-    world.write(frame(a="new", b="more"))
+def test_an_older_version_is_mirrored_beside_the_one_that_answers(world: World) -> None:
+    world.write(frame(a="old", b="same"))
+    world.write(frame(a="new", b="same", c="more"))
     world.sync()
-    assert counts(world.sync(version=0))[1:3] == (1, 1)
-    assert mirrored(world) == {"a": "old"}
+    report = world.sync(version=0)
+    assert counts(report) == (0, 1, 1, 1, 1)  # against what answers: only that is embedded
+    assert (report.table_version, report.answering_version) == (0, 1)
+    assert mirrored(world) == {"a": "new", "b": "same", "c": "more"}
+    world.store.expect(version=0)
+    assert mirrored(world) == {"a": "old", "b": "same"}
     state = world.store.state()
     assert state is not None
-    assert (state.table_version, state.n_rows) == (0, 1)
+    assert (state.table_version, state.n_rows) == (0, 2)
+    assert counts(world.sync(version=0)) == (0, 0, 0, 2, 0)
+
+
+def test_older_columns_are_mirrored_beside_newer_ones(world: World) -> None:
+    world.write(frame(a="red apple"))
+    world.write(frame(a="red apple", b="blue sky").with_columns(new=pl.lit("n")))
+    world.sync()
+    assert counts(world.sync(version=0)) == (0, 1, 1, 0, 0)
+    world.store.expect(version=0)
+    (node,) = world.store.get_nodes()
+    assert "new" not in node.metadata
+    query = VectorStoreQuery(query_str="apple", mode="text_search", similarity_top_k=3)
+    assert world.store.query(query).ids == ["0:a"]
+    world.store.expect()
+    assert len(world.store.get_nodes()) == 2
+
+
+def test_the_last_mirrored_versions_stay_addressable(world: World) -> None:
+    world.keep_versions = 3
+    for n in range(6):
+        world.write(frame(a=f"text {n}", b="always"))
+        world.sync()
+    assert sorted(world.index.tags()) == [3, 4, 5]
+    for n in (3, 4, 5):
+        world.store.expect(version=n)
+        assert mirrored(world) == {"a": f"text {n}", "b": "always"}
+        assert {node.metadata["table_version"] for node in world.store.get_nodes()} == {n}
+    world.store.expect(version=2)
+    with pytest.raises(IndexMismatch, match="Delta version '3, 4, 5'.*rag sync --version 2"):
+        world.store.get_nodes()
+
+
+def test_a_version_of_another_recipe_is_not_addressable(world: World) -> None:
+    world.write(frame(a="red apple"))
+    world.sync()
+    world.write(frame(a="blue sky"))
+    world.template = "so: {text}"
+    world.sync()
+    assert sorted(world.index.tags()) == [1]
+    world.store.expect(version=0)
+    with pytest.raises(IndexMismatch, match="rag sync --version 0"):
+        world.store.get_nodes()
 
 
 def test_rows_without_a_key_follow_their_content(world: World) -> None:
@@ -119,7 +161,7 @@ def test_rows_without_a_key_follow_their_content(world: World) -> None:
 def test_another_model_or_splitter_builds_anew(world: World) -> None:
     world.write(frame(a="red apple", b="blue sky"))
     world.sync()
-    world.recipe = Recipe("other words", 64, 400, 50)
+    world.space = "other words"
     assert counts(world.sync()) == (0, 2, 0, 0, 2)
     world.template = "so: {text}"
     assert counts(world.sync()) == (0, 2, 0, 0, 2)
@@ -180,16 +222,15 @@ def test_any_history_ends_as_a_fresh_build(
 def test_a_reader_sees_one_version_at_a_time(world: World) -> None:
     world.write(frame(a="red apple"))
     world.sync()
-    before = world.store.snapshot()
+    before = world.index.answering()
     world.write(frame(b="blue sky"))
     world.sync()
+    after = world.index.answering()
     assert before is not None
-    old = world.store.state(before)
-    new = world.store.state()
-    assert old is not None
-    assert new is not None
-    assert (old.table_version, new.table_version) == (0, 1)
-    assert set(world.store.hashes(before)) == {"a"}
+    assert after is not None
+    assert (before.state.table_version, after.state.table_version) == (0, 1)
+    assert world.index.hashes(before.table)["row_key"].to_list() == ["a"]
+    assert world.index.hashes(after.table)["row_key"].to_list() == ["b"]
 
 
 def test_the_stock_store_reads_the_index(world: World, tmp_path: Path) -> None:
@@ -229,73 +270,6 @@ async def test_the_store_is_read_only_and_async(world: World) -> None:
     ):
         with pytest.raises(IndexingError, match="mirrors a Delta table"):
             refuse()
-
-
-SYNC = """
-    import os, sys, time
-    sys.path[:0] = {path!r}
-    from pathlib import Path
-    from conftest import World
-    world = World(Path({folder!r}))
-    embed = world.embedding._get_text_embedding
-    def slowly(text):
-        print("embedded", flush=True)
-        time.sleep(0.002)
-        return embed(text)
-    object.__setattr__(world.embedding, "_get_text_embedding", slowly)
-    world.sync()
-    print("done", flush=True)
-"""
-
-
-@pytest.mark.parametrize("n_lines", [1, 200, 300, 550])
-def test_a_killed_sync_leaves_the_old_index_and_goes_on(world: World, n_lines: int) -> None:
-    world.write(frame(a="red apple"))
-    world.sync()
-    rows = {f"k{i}": f"text {i}" for i in range(600)}
-    world.write(frame(**rows))
-    folder = Path(world.uri).parent
-    code = textwrap.dedent(SYNC).format(path=sys.path, folder=str(folder))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for _ in range(n_lines):
-        assert process.stdout.readline() == "embedded\n"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert mirrored(world) == {"a": "red apple"}
-    report = world.sync()
-    # whole slices of 256 rows that the killed sync had staged are not embedded again
-    assert report.n_embedded == 600 - (n_lines - 1) // 256 * 256
-    assert mirrored(world) == rows
-
-
-@pytest.mark.proof
-def test_kills_at_any_moment_leave_one_version_or_the_next(world: World) -> None:
-    """40 syncs of a changing table, each killed at a random moment."""
-    chance = random.Random(20261122)
-    versions = [{f"k{i}": f"text {i}" for i in range(300)}]
-    world.write(frame(**versions[0]))
-    world.sync()
-    folder = Path(world.uri).parent
-    code = textwrap.dedent(SYNC).format(path=sys.path, folder=str(folder))
-    for n in range(40):
-        changed = dict(versions[-1])
-        for key in chance.sample(sorted(changed), 60):
-            del changed[key]
-        changed |= {f"k{i}": f"text {i} of {n}" for i in chance.sample(range(300), 80)}
-        versions.append(changed)
-        world.write(frame(**changed))
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(1.5, 4.5))
-        process.kill()
-        process.wait()
-        state = world.store.state()
-        assert state is not None
-        assert mirrored(world) == versions[state.table_version]
-    world.sync()
-    assert mirrored(world) == versions[-1]
 
 
 def test_a_full_disk_leaves_the_old_index(tmp_path: Path) -> None:
@@ -338,33 +312,17 @@ def test_a_damaged_index_is_one_sentence(world: World, tmp_path: Path) -> None:
     world.sync()
     versions = tmp_path / "index" / "nodes.lance" / "_versions"
     versions.rename(tmp_path / "kept")
-    with pytest.raises(IndexingError, match="cannot be read.*rag sync --rebuild"):
+    with pytest.raises(IndexingError, match="cannot be read.*rag verify --repair"):
         world.store.get_nodes()
     (tmp_path / "kept").rename(versions)
     assert mirrored(world) == {"a": "red apple"}
     for manifest in versions.iterdir():
         manifest.write_text("garbage")
     reopened = World(tmp_path)
-    with pytest.raises(IndexingError, match="cannot be read.*rag sync --rebuild"):
+    with pytest.raises(IndexingError, match="cannot be read.*rag verify --repair"):
         reopened.sync()
     assert counts(reopened.sync(rebuild=True)) == (1, 0, 0, 0, 1)
     assert mirrored(reopened) == {"a": "red apple"}
-
-
-def test_two_syncs_at_once_both_end_right(world: World) -> None:
-    rows = {f"k{i}": f"text {i}" for i in range(300)}
-    world.write(frame(**rows))
-    folder = Path(world.uri).parent
-    code = textwrap.dedent(SYNC).format(path=sys.path, folder=str(folder))
-    both = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    outputs = [p.communicate()[0] for p in both]
-    assert [p.returncode for p in both] == [0, 0]
-    assert sum(o.count("embedded") for o in outputs) == 300
-    assert mirrored(world) == rows
-    assert DeltaTable(world.uri).version() == 0
 
 
 def test_other_tables_of_the_database_stay(world: World) -> None:
@@ -410,17 +368,13 @@ def test_a_failed_clean_up_is_no_failed_sync(
         raise OSError("disk full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(LanceTable, "delete", full)
+        patched.setattr(publishing.upkeep, "tend", full)
         assert counts(world.sync()) == (0, 0, 1, 1, 0)
     assert "could not be tidied: disk full" in caplog.text
     assert mirrored(world) == {"a": "red apple"}
-    table = world.store.snapshot()
-    assert table is not None
-    assert table.count_rows() == 3
+    assert sorted(world.index.tags()) == [0]
     world.sync()
-    again = world.store.snapshot()
-    assert again is not None
-    assert again.count_rows() == 2
+    assert sorted(world.index.tags()) == [0, 1]
 
 
 def test_keys_of_blank_rows_do_not_matter(world: World) -> None:
@@ -438,15 +392,13 @@ def test_a_file_in_the_place_of_the_index_is_one_sentence(tmp_path: Path) -> Non
         World(tmp_path).store.state()
 
 
-def test_a_reader_refuses_what_it_was_not_made_for(world: World) -> None:
+def test_a_reader_keeps_to_what_it_was_made_for(world: World) -> None:
     world.write(frame(a="red apple"))
     world.sync()
     world.store.expect(embedding="words", version=0)
-    assert world.store.get_nodes()
     world.write(frame(a="blue sky"))
     world.sync()
-    with pytest.raises(IndexMismatch, match="Delta version 1, but the settings say 0"):
-        world.store.get_nodes()
+    assert mirrored(world) == {"a": "red apple"}
     world.store.expect(embedding="other words")
     with pytest.raises(IndexMismatch, match="embedding model 'words'"):
         world.store.get_nodes()

@@ -1,14 +1,15 @@
-"""Rows that differ become nodes with vectors, collected in a staging table.
+"""Rows become nodes with vectors, collected in a staging table.
 
-Knows the store and what embeds; does not know why a row differs. What is staged survives a kill:
-the next sync between the same two states finds it and does not embed it again.
+Knows the index and what embeds; does not know why a row is wanted. What is staged survives a kill:
+the next sync of the same recipe finds it and does not embed it again, whatever version it mirrors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import polars as pl
@@ -16,14 +17,17 @@ import pyarrow as pa
 from lancedb.table import LanceTable
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from rag.store import NodeStore, node_id
+from rag.errors import IndexWriteError
+from rag.index import COLUMNS, Index, is_in, node_id
+from rag.mirror.plan import together
+from rag.progress import Progress
 from rag.table import Rows
 from rag.template import text_hash
 
-_SLICE = 256
-"""Rows embedded and staged at a time: what a kill can lose."""
-_PIECE = 32
-"""Texts embedded between two reports of progress: two to three seconds on 2 cores."""
+STAGE = "rag-stage-"
+"""How the names of staging tables begin; other tables of the database are left alone."""
+_KEPT = timedelta(days=7)
+"""A stage of another recipe may be an interrupted switch; this long it can be gone on with."""
 
 
 class Splitter(Protocol):
@@ -33,101 +37,197 @@ class Splitter(Protocol):
         """Return the character spans of each text's nodes."""
 
 
-Load = Callable[[], tuple[BaseEmbedding, Splitter]]
-"""Loads the embedding model; called only when there is text to embed."""
+@dataclass(frozen=True)
+class Embedder:
+    """Loads what embeds; called only when there is text to embed."""
+
+    model: Callable[[], BaseEmbedding]
+    splitter: Callable[[], Splitter]
+
+
+class Pace:
+    """How many to take at a time, so that each portion takes about as long.
+
+    Args:
+        least: To start with.
+        most: However fast it goes.
+        seconds: What a portion should take.
+    """
+
+    def __init__(self, least: int, most: int, seconds: float) -> None:
+        self.n = least
+        self._least, self._most, self._seconds = least, most, seconds
+
+    def took(self, n: int, seconds: float) -> None:
+        """Learn how long a portion took."""
+        if n >= self.n and seconds < self._seconds / 2:
+            self.n = min(self.n * 2, self._most)
+        elif seconds > self._seconds * 2:
+            self.n = max(self.n // 2, self._least)
 
 
 class Staging:
     """Embeds rows into a staging table.
 
     Args:
-        store: The index.
-        name: Of the staging table; equal work has an equal name.
+        index: Holds the stage.
+        name: Of the staging table; equal recipes and columns have an equal name.
         schema: Of the nodes.
-        load: Loads what embeds.
+        embedder: Loads what embeds.
         known: Holds vectors of the same embedding space to take over; None where there are none.
     """
 
     def __init__(
         self,
-        store: NodeStore,
+        index: Index,
         name: str,
         schema: pa.Schema,
-        load: Load,
+        embedder: Embedder,
         known: LanceTable | None,
     ) -> None:
         self.name = name
-        self.n_nodes = 0
-        """Nodes of the rows added."""
         self.n_embedded = 0
-        self._store, self._schema, self._load, self._known = store, schema, load, known
-        self.table = store.stage(name, schema)
-        self._staged = store.hashes(self.table)
-        self._embedder: tuple[BaseEmbedding, Splitter] | None = None
+        self._n_nodes = 0
+        self._index, self._schema = index, schema
+        self._embedder, self._known = embedder, known
+        with index.writing():
+            names = index.connection.list_tables().tables
+            self.table = (
+                index.connection.open_table(name)
+                if name in names
+                else index.connection.create_table(name, schema=schema)
+            )
+        # a kill can lose at most this much: 256 rows, or as many as are embedded in 20 seconds
+        self._window = Pace(256, 8_192, 20.0)
+        # between two reports of progress
+        self._piece = Pace(32, 4_096, 1.0)
 
-    def add(self, rows: Rows, tell: Callable[[int], None]) -> dict[str, int]:
-        """Stage rows.
+    def fill(
+        self, rows: Iterable[tuple[Rows, pl.Series]], wanted: pl.DataFrame, progress: Progress
+    ) -> pl.DataFrame:
+        """Stage rows, so that the stage holds exactly the wanted ones.
 
         Args:
-            rows: Of distinct keys.
-            tell: Told how many of them are embedded.
+            rows: Reads the wanted rows, each batch with the `row_version` of its rows.
+            wanted: `row_key` and `row_hash` of all of them.
+            progress: Told how many are staged.
 
         Returns:
-            The number of nodes of each row, by key.
+            What is staged: `row_key`, `row_hash` and `n_nodes`.
+
+        Raises:
+            IndexWriteError: another sync wrote into the same stage, or the disk is full.
         """
-        n_nodes: dict[str, int] = {}
-        for part in slices(rows):
-            n_nodes |= self._add(part, partial(_tell_more, tell, len(n_nodes)))
-        self.n_nodes += sum(n_nodes.values())
-        return n_nodes
+        left = self._left_by_another(wanted)
+        self._n_nodes = int(left["n_nodes"].sum())
+        done = len(left)
+        progress("rows", done, len(wanted))
+        is_staged = left["row_key"].implode()
+        for part, versions in _windows(rows, self._window):
+            new = ~part.keys.is_in(is_staged) if done else pl.repeat(True, len(part.keys), eager=True)
+            part, versions = part.filter(new), versions.filter(new)
+            if not len(part.keys):
+                continue
+            started = time.monotonic()
+            before = done
+            self._add(part, versions, lambda n: progress("rows", before + n, len(wanted)))
+            self._window.took(len(part.keys), time.monotonic() - started)
+            done += len(part.keys)
+            progress("rows", done, len(wanted))
+        with self._index.reading():
+            self.table.checkout_latest()
+        staged = self._index.hashes(self.table)
+        if int(staged["n_nodes"].sum()) != self._n_nodes:  # its lock was lost or broken
+            raise IndexWriteError(self._index.uri, "another sync staged nodes at the same time")
+        return staged
 
-    def _add(self, rows: Rows, tell: Callable[[int], None]) -> dict[str, int]:
-        n_nodes = {
-            key: self._staged[key][1]
-            for key, h in zip(rows.keys, rows.hashes, strict=True)
-            if self._staged.get(key, ("", 0))[0] == h
-        }
-        rows = rows.filter(~rows.keys.is_in(list(n_nodes)))
-        if len(rows.keys):
-            model, splitter = self._embedder = self._embedder or self._load()
-            nodes = _cut(rows, splitter)
-            vectors = self._vectors(nodes, model, tell)
-            self._store.append(self.table, nodes.batch(vectors, self._schema))
-            for row in nodes.row:
-                key = rows.keys[row]
-                n_nodes[key] = n_nodes.get(key, 0) + 1
-        return n_nodes
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the staged nodes."""
+        yield from self.table.to_lance().to_batches()
 
-    def _vectors(
-        self, nodes: _Nodes, model: BaseEmbedding, tell: Callable[[int], None]
-    ) -> list[list[float]]:
+    def _left_by_another(self, wanted: pl.DataFrame) -> pl.DataFrame:
+        """Return what an interrupted sync has staged and this one wants; the rest is dropped."""
+        staged = self._index.hashes(self.table)
+        content = ["row_key", "row_hash"]
+        stale = staged.join(wanted, on=content, how="anti")["row_key"].to_list()
+        for i in range(0, len(stale), 1_000):
+            with self._index.writing():
+                self.table.delete(is_in("row_key", stale[i : i + 1_000]))
+        return staged.join(wanted, on=content, how="semi")
+
+    def _add(self, rows: Rows, versions: pl.Series, tell: Callable[[int], None]) -> None:
+        nodes = cut(rows, self._embedder.splitter())
+        batch = nodes.batch(self._vectors(nodes, tell), versions, self._schema)
+        self._n_nodes += batch.num_rows
+        with self._index.writing():
+            self.table.add(pa.Table.from_batches([batch]))
+
+    def _vectors(self, nodes: Nodes, tell: Callable[[int], None]) -> list[list[float]]:
         found: dict[str, list[float]] = {}
         if self._known is not None:
-            found = self._store.vectors(self._known, sorted(set(nodes.hashes)))
+            found = self._index.vectors(self._known, sorted(set(nodes.hashes)))
         new = {h: text for h, text in zip(nodes.hashes, nodes.texts, strict=True) if h not in found}
         # of like length, so that no batch is mostly padding; in pieces, so that progress shows
         order = sorted(new, key=lambda h: len(new[h]))
-        for start in range(0, len(order), _PIECE):
-            piece = order[start : start + _PIECE]
-            embedded = model.get_text_embedding_batch([new[h] for h in piece])
+        start = 0
+        while start < len(order):
+            piece = order[start : start + self._piece.n]
+            started = time.monotonic()
+            embedded = self._embedder.model().get_text_embedding_batch([new[h] for h in piece])
+            self._piece.took(len(piece), time.monotonic() - started)
             found |= dict(zip(piece, embedded, strict=True))
+            start += len(piece)
             self.n_embedded += len(piece)
-            tell(len(nodes.rows.keys) * (start + len(piece)) // len(order))
+            tell(len(nodes.rows.keys) * start // len(order))
         return [found[h] for h in nodes.hashes]
 
 
-def _tell_more(tell: Callable[[int], None], n_before: int, n_more: int) -> None:
-    tell(n_before + n_more)
+def stages(index: Index) -> list[str]:
+    """Return the names of all staging tables."""
+    with index.reading():
+        return [n for n in index.connection.list_tables().tables if n.startswith(STAGE)]
 
 
-def slices(rows: Rows) -> Iterator[Rows]:
-    """Yield the rows in the portions that are staged at a time."""
-    for start in range(0, len(rows.keys), _SLICE):
-        yield rows.slice(start, _SLICE)
+def drop_stages(index: Index, done: str | None) -> None:
+    """Drop the stage that was published, and those that nobody went on with for a week.
+
+    Args:
+        index: Holds the stages.
+        done: Name of the published one; None drops them all.
+    """
+    for name in stages(index):
+        table = index.connection.open_table(name)
+        written = table.list_versions()[-1]["timestamp"].astimezone(UTC)
+        if done in (name, None) or datetime.now(UTC) - written > _KEPT:
+            index.connection.drop_table(name)
+
+
+def _windows(
+    rows: Iterable[tuple[Rows, pl.Series]], window: Pace
+) -> Iterator[tuple[Rows, pl.Series]]:
+    """Cut and join batches into portions of the window's size."""
+    parts: list[tuple[Rows, pl.Series]] = []
+    n = 0
+    for batch, versions in rows:
+        start = 0
+        while start < len(versions):
+            part = batch.slice(start, window.n - n), versions.slice(start, window.n - n)
+            parts.append(part)
+            n += len(part[1])
+            start += len(part[1])
+            if n >= window.n:
+                yield _joined(parts)
+                parts, n = [], 0
+    if parts:
+        yield _joined(parts)
+
+
+def _joined(parts: list[tuple[Rows, pl.Series]]) -> tuple[Rows, pl.Series]:
+    return together(rows for rows, _ in parts), pl.concat([versions for _, versions in parts])
 
 
 @dataclass
-class _Nodes:
+class Nodes:
     """The nodes of some rows: parallel lists."""
 
     rows: Rows
@@ -138,23 +238,32 @@ class _Nodes:
     texts: list[str]
     hashes: list[str]
 
-    def batch(self, vectors: list[list[float]], schema: pa.Schema) -> pa.RecordBatch:
-        """Return the Arrow batch that the store keeps."""
+    def batch(
+        self, vectors: list[list[float]], versions: pl.Series, schema: pa.Schema
+    ) -> pa.RecordBatch:
+        """Return the Arrow batch that the index keeps.
+
+        Args:
+            vectors: Of each node.
+            versions: `row_version` of each row.
+            schema: Of the index.
+        """
         index = pl.Series(self.row, dtype=pl.UInt32)
         keys = self.rows.keys.gather(index).to_list()
         columns = self.rows.columns[self.row].to_arrow().combine_chunks()
-        struct = schema.field("metadata").type
+        struct = schema.field(COLUMNS).type
         values: dict[str, pa.Array] = {
             "id": pa.array([node_id(k, n) for k, n in zip(keys, self.chunk_no, strict=True)]),
             "row_key": pa.array(keys, pa.string()),
             "chunk_no": pa.array(self.chunk_no, pa.int32()),
             "start": pa.array([s for s, _ in self.spans], pa.int32()),
             "end": pa.array([e for _, e in self.spans], pa.int32()),
+            "row_version": pa.array(versions.gather(index).to_list(), pa.int64()),
             "row_hash": pa.array(self.rows.hashes.gather(index).to_list(), pa.string()),
             "text_hash": pa.array(self.hashes, pa.string()),
             "text": pa.array(self.texts, pa.string()),
             "vector": pa.array(vectors, schema.field("vector").type),
-            "metadata": pa.StructArray.from_arrays(
+            COLUMNS: pa.StructArray.from_arrays(
                 [
                     columns.column(f.name).combine_chunks().cast(f.type)
                     for f in (struct.field(i) for i in range(struct.num_fields))
@@ -166,8 +275,9 @@ class _Nodes:
         return pa.RecordBatch.from_arrays([values[n] for n in schema.names], schema=schema)
 
 
-def _cut(rows: Rows, splitter: Splitter) -> _Nodes:
-    nodes = _Nodes(rows, [], [], [], [], [])
+def cut(rows: Rows, splitter: Splitter) -> Nodes:
+    """Return the nodes of some rows."""
+    nodes = Nodes(rows, [], [], [], [], [])
     texts = rows.texts.to_list()
     for row, (text, spans) in enumerate(zip(texts, splitter.spans(texts), strict=True)):
         for chunk_no, (start, end) in enumerate(spans):

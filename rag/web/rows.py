@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # both load LlamaIndex, which takes seconds; the port opens b
     from rag.citation import Citation
     from rag.retrieval import Hit
 
-_OURS = ("table_uri", "table_version", "row_key")
+_OURS = ("table_uri", "table_version", "row_key", "row_version")
 _RENAMED = "column."
 """Prefix of a column that is named like one of ours."""
 

@@ -1,0 +1,60 @@
+"""Other processes for tests: real ones, forked from a server that has everything imported."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["conftest"])
+
+
+@dataclass
+class Other:
+    """A process, and the pipe to it."""
+
+    process: BaseProcess
+    pipe: Connection
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def says(self, timeout: float = 60) -> object:
+        """Return the next thing it sends."""
+        assert self.pipe.poll(timeout), "the other process said nothing"
+        return self.pipe.recv()
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self.process.kill()
+        self.process.join()
+
+
+@contextlib.contextmanager
+def elsewhere(function: Callable[..., None], *args: object) -> Iterator[Other]:
+    """Run `function(pipe, *args)` in another process; what is left of it at the end is killed."""
+    ours, theirs = _context.Pipe()
+    process = _context.Process(target=function, args=(theirs, *args))
+    process.start()
+    theirs.close()
+    other = Other(process, ours)
+    try:
+        yield other
+    finally:
+        other.kill()
+        ours.close()
+
+
+def eventually(found: Callable[[], object], seconds: float = 30) -> None:
+    """Wait until `found` finds something."""
+    until = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.02)
