@@ -6,7 +6,7 @@ Everything public is here; the rooms behind it are free to change.
 from rag.errors import RagError
 from rag.progress import SyncReport
 from rag.settings import Settings
-from rag.wiring import chat_engine, documents, query_engine, retriever, sync
+from rag.wiring import chat_engine, documents, query_engine, retriever, sync, verify
 
 __all__ = [
     "RagError",
@@ -17,4 +17,5 @@ __all__ = [
     "query_engine",
     "retriever",
     "sync",
+    "verify",
 ]

@@ -37,6 +37,7 @@ from rag.settings import Settings, leaves, variable
 
 if TYPE_CHECKING:
     from rag.chat import Done, Event
+    from rag.mirror import Verdict
     from rag.retrieval import Hit
 
 app = typer.Typer(
@@ -133,6 +134,47 @@ def sync(
                 settings, version=version, rebuild=rebuild, purge=purge, progress=progress
             )
     _tell(report, as_json=as_json, is_done=not dry_run)
+
+
+@app.command()
+def verify(
+    recall: Annotated[
+        bool, typer.Option("--recall", help="Also measure what the vector index finds.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what differs, and look again.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare the index with the table, row by row; exit code 1 where they differ."""
+    said = "Stopped. The index answers as it is."
+    with _stopping_at_once(said), _progress() as progress:
+        verdict = wiring.verify(Settings(), recall=recall, repair=repair, progress=progress)
+    if as_json:
+        _print_json(_verdict_as_json(verdict))
+    else:
+        _say(verdict)
+    if not verdict.is_ok:
+        sys.exit(1)
+
+
+def _say(verdict: Verdict) -> None:
+    measured = "" if verdict.recall is None else f", recall@10 {verdict.recall:.3f}"
+    _out.print(
+        f"Compared the index with version {verdict.table_version} of {_text(verdict.table_uri)}: "
+        f"{verdict.n_rows:,} rows, {verdict.n_nodes:,} nodes{measured}."
+    )
+    for note in verdict.notes:
+        _out.print(f"Note: {_text(note)}")
+    for problem in verdict.problems:
+        _out.print(f"[red]bad[/] {_text(problem.sentence)}")
+    if verdict.is_ok:
+        _out.print("[green]ok[/]")
+
+
+def _verdict_as_json(verdict: Verdict) -> dict[str, Any]:
+    found = dataclasses.asdict(verdict) | {"is_ok": verdict.is_ok}
+    return {k: sorted(v) if isinstance(v, frozenset) else v for k, v in found.items()}
 
 
 def _follow(settings: Settings, *, every_s: float, as_json: bool) -> None:

@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from rag.table import Snapshot
 
 _INDEXES = "data/index"
+_REPAIRS = 2
+"""What could not be read is verified only once it can: that takes a second look."""
 _LOCAL_N_CTX = 4096
 _LOCAL_N_PASSAGES = {"chat": 3, "completion": 1}
 """What a model outside the catalogue is trusted with."""
@@ -120,6 +122,98 @@ def pending(
         options=_options(settings, chosen, rebuild=rebuild),
         progress=progress,
     )
+
+
+def verify(
+    settings: Settings, *, recall: bool = False, repair: bool = False, progress: Progress = silent
+) -> mirror.Verdict:
+    """Compare the index with the Delta version that it mirrors, row by row.
+
+    Args:
+        settings: Which table and index; `table.version` chooses which mirrored version.
+        recall: Whether to measure how much the vector index finds.
+        repair: Whether to mend what differs, and to look again.
+        progress: Told how far it is.
+
+    Returns:
+        What was found; after a repair what was found then, with what was mended in the notes.
+
+    Raises:
+        IndexNotBuilt: no sync has completed.
+        TableError: the table cannot be read at the mirrored version any more.
+        IndexingError: the index cannot be mended.
+    """
+    from rag import mirror
+
+    index = _index(settings)
+    state = mirror.state_of(index, settings.table.version)
+    try:
+        verdict = mirror.verify(
+            index, _snapshot_of(settings, state), recall=recall, progress=progress
+        )
+    except TableError as e:
+        latest = _refuse_unless_gone(settings, state, e, repair=repair)
+        sync(settings, progress=progress)
+        verdict = verify(settings, recall=recall, repair=True, progress=progress)
+        gone = f"The mirrored version can no longer be read; now {latest} is mirrored, the latest."
+        return replace(verdict, notes=(gone, *verdict.notes))
+    if not repair:
+        return verdict
+    mended: list[str] = []
+    for _ in range(_REPAIRS):
+        if verdict.is_ok:
+            break
+        _mend(settings, index, verdict, progress)
+        version = verdict.table_version
+        mended += [f"Mended by mirroring version {version}: {p.sentence}" for p in verdict.problems]
+        verdict = verify(settings, recall=recall, progress=progress)
+    return replace(verdict, notes=(*mended, *verdict.notes))
+
+
+def _mend(settings: Settings, index: Index, verdict: mirror.Verdict, progress: Progress) -> None:
+    from rag import mirror
+
+    version = verdict.table_version
+    options = mirror.mend(index, verdict, _options(settings, version), progress=progress)
+    mirror.sync(
+        index,
+        _snapshot(settings, version),
+        _recipe(settings, progress),
+        options=options,
+        progress=progress,
+    )
+
+
+def _snapshot_of(settings: Settings, state: IndexState | None) -> Snapshot:
+    """Open the version of the table that the index mirrors, as the index was built from it."""
+    from rag import table
+
+    if state is None:
+        return _snapshot(settings, settings.table.version)
+    return table.open_table(
+        settings.table.uri,
+        template=state.template,
+        key=state.key,
+        on_bad_key=cast("table.OnBadKey", state.on_bad_key),
+        version=state.table_version,
+        storage_options=_storage_options(settings),
+    )
+
+
+def _refuse_unless_gone(
+    settings: Settings, state: IndexState | None, error: TableError, *, repair: bool
+) -> int:
+    """Return the latest version, which a repair mirrors instead of one that is gone."""
+    latest = table_version(settings)  # raises where the table itself is the problem
+    if state is None or latest == state.table_version:
+        raise error
+    if repair and settings.table.version is None:
+        return latest
+    raise TableError(
+        f"The index mirrors version {state.table_version} of Delta table {settings.table.uri!r}, "
+        "whose rows or log are no longer there, so the two cannot be compared. "
+        f"Run `rag sync` to mirror the latest version, {latest}."
+    ) from error
 
 
 def follow(

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["conftest"])
+_context.set_forkserver_preload(["rag.mirror", "rag.store", "pytest", "blockbuster"])
 
 
 @dataclass

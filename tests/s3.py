@@ -58,7 +58,8 @@ class S3:
 
     def _ask(self, method: str, path: str, body: bytes = b"") -> None:
         opener = build_opener(ProxyHandler({}))  # a proxy of the developer does not reach loopback
-        with opener.open(Request(self.url + path, data=body, method=method)) as answer:
+        head = {"Content-Type": "text/plain"}
+        with opener.open(Request(self.url + path, body, head, method=method)) as answer:
             assert answer.status == 200, answer.read()
 
 

@@ -72,8 +72,10 @@ def test_nested_values_become_json() -> None:
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     assert render("{m}|{n}|{l}|{raw}|{void}", frame) == [
-        '{"a": "0.000000001", "b": null}|[["1", "78"], ["1", "79"]]'
-        '|[{"f": 0.1, "d": "2026-01-02"}]|01, ff|',
+        (
+            '{"a": "0.000000001", "b": null}|[["1", "78"], ["1", "79"]]'
+            '|[{"f": 0.1, "d": "2026-01-02"}]|01, ff|'
+        ),
         '{}|{"2": "7a"}|[{"f": "nan", "d": null}]||',
         "||[]||",
     ]

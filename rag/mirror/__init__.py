@@ -3,7 +3,8 @@
 Knows the table, the index and what embeds; does not know settings or where models come from.
 What changed is found by key and content hash (`plan`), only new text is embedded, into a staging
 table (`staging`), and one commit publishes it (`publishing`), under a lock (`lock`). Whether
-the result is right is asked by `verifying`, of the rows (`checks`) and of the rest (`probes`).
+the result is right is asked by `verifying`, of the rows (`checks`) and of the rest (`probes`);
+`mending` prepares its repair.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from dataclasses import replace
 from rag.index import Index
 from rag.mirror import publishing
 from rag.mirror.lock import Holder, alone, holder
+from rag.mirror.mending import mend
 from rag.mirror.run import Options, Recipe, Run
 from rag.mirror.staging import Embedder, Splitter, drop_stages, stages
-from rag.mirror.verifying import Problem, Verdict, mend, state_of, verify
+from rag.mirror.verifying import Problem, Verdict, state_of, verify
 from rag.progress import Progress, SyncReport, silent
 from rag.table import Snapshot
 

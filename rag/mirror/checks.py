@@ -49,6 +49,8 @@ class Found:
     """Keys of the rows that each kind of damage was found in."""
     stray_ids: set[str] = field(default_factory=set)
     """Ids that no sync writes, so that none would remove them."""
+    several: set[str] = field(default_factory=set)
+    """Keys of rows with several nodes: one too many of these shows in the number of nodes only."""
     n_states: int = 0
     n_nodes: int = 0
     n_tombstones: int = 0
@@ -147,7 +149,8 @@ class Nodes:
         """Check rows of several nodes as a whole: numbered from 0, and without a gap."""
         nodes = nodes.sort("row_key", "chunk_no")
         prior = nodes.select(
-            pl.col("end", "start", "row_hash").shift(1).over("row_key").name.prefix("prior_"),
+            pl.col("row_hash").shift(1).over("row_key").alias("prior_hash"),
+            pl.col("end").cum_max().shift(1).over("row_key").alias("reached"),
             right=pl.int_range(pl.len(), dtype=pl.Int32).over("row_key"),
             is_last=pl.col("row_key") != pl.col("row_key").shift(-1).fill_null(""),
         )
@@ -155,9 +158,9 @@ class Nodes:
         is_first = pl.col("right") == 0
         numbered = pl.col("chunk_no") == pl.col("right")
         begins = pl.when(is_first).then(pl.col("start") == 0)
-        follows = pl.col("start").is_between("prior_start", "prior_end")
-        ends = ~pl.col("is_last") | (pl.col("end") == pl.col("length"))
-        alike = (pl.col("prior_row_hash") == pl.col("row_hash")).fill_null(value=True)
+        follows = pl.col("start") <= pl.col("reached")
+        ends = ~pl.col("is_last") | (pl.max_horizontal("reached", "end") == pl.col("length"))
+        alike = (pl.col("prior_hash") == pl.col("row_hash")).fill_null(value=True)
         unnumbered = nodes.filter(~numbered.fill_null(value=False))
         self._found.blame("numbers", unnumbered["row_key"])
         self._stray(unnumbered)
@@ -166,7 +169,9 @@ class Nodes:
         gaps = nodes.filter(~joined, ~pl.col("row_key").is_in(known))
         self._found.blame("span", gaps["row_key"])
         self._found.blame("hashes", nodes.filter(~alike)["row_key"])
-        return nodes.unique("row_key", keep="first").select(*_ROWS)
+        rows = nodes.unique("row_key", keep="first").select(*_ROWS)
+        self._found.several = set(rows["row_key"])
+        return rows
 
     def _stray(self, nodes: pl.DataFrame) -> None:
         ids = nodes.select(pl.format("{}:{}", "chunk_no", "row_key").alias("id"))

@@ -104,7 +104,8 @@ def by_rows(
     deleted = old.join(contents.frame, on="row_key", how="anti")
     replaced = changed.filter(~is_new)
     wanted = _dated(snapshot, changed.select("row_key", "row_hash"), since)
-    is_all = len(changed) == len(contents.frame) and not contents.n_left_out
+    # without a key, or with keys to pick from, the reader has to be told which rows are meant
+    is_all = len(changed) == len(contents.frame) and snapshot.key and not contents.n_left_out
     return Plan(
         wanted=wanted,
         leaving=pl.concat([deleted.select(_LEAVING), replaced.select(_LEAVING)]),
@@ -125,7 +126,7 @@ def _dated(snapshot: Snapshot, changed: pl.DataFrame, since: int | None) -> pl.D
     versions = snapshot.row_versions(since) if len(changed) else None
     if versions is None:  # no later than this one
         return changed.with_columns(row_version=pl.lit(snapshot.version, pl.Int64))
-    dated = changed.join(versions, on=["row_key", "row_hash"], how="left")
+    dated = changed.join(versions.drop("row_key"), on="row_hash", how="left")
     return dated.with_columns(pl.col("row_version").fill_null(snapshot.version))
 
 

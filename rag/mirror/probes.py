@@ -18,6 +18,8 @@ from rag.errors import IndexingError
 from rag.index import Index, Opened, index_cause, is_in, tag_name
 from rag.upkeep import KEYS, Coverage
 
+_PANICS = ("PanicException", "RustPanic")
+"""Classes that cannot be imported, of pylance and of lancedb."""
 _CACHE_BYTES = 64 << 20
 _N_SAMPLES = 100
 _N_WORDS = 20
@@ -32,8 +34,8 @@ def reading(index: Index) -> Iterator[None]:
     try:
         with index.reading():
             yield
-    except BaseException as e:  # a panic is no Exception, and its class cannot be imported
-        if type(e).__name__ != "PanicException":
+    except BaseException as e:  # one of the panics is no Exception
+        if type(e).__name__ not in _PANICS:
             raise
         with index.reading():
             raise ValueError(str(e)) from e
@@ -58,17 +60,30 @@ def damaged_indexes(
     chosen = np.unique(np.linspace(0, n_rows - 1, min(n_rows, _N_SAMPLES)).astype(int))
     sample = dataset.take(chosen, columns=["id", *KEYS[1:], "text"])
     sample = sample.filter(sample["row_hash"].is_valid())
-    found: dict[str, str] = {}
+    found = unreadable_indexes(index, dataset)
     for entry in coverage:
+        if entry.name in found:
+            continue
         try:
             with reading(index):
-                dataset.prewarm_index(entry.name)
                 n_missed = _n_missed(dataset, entry.column, sample)
         except IndexingError as e:
             found[entry.name] = index_cause(e.__cause__ or e)
             continue
         if n_missed:
             found[entry.name] = f"it does not find {n_missed} of {len(sample)} nodes"
+    return found
+
+
+def unreadable_indexes(index: Index, dataset: lance.LanceDataset) -> dict[str, str]:
+    """Return the search indexes whose files cannot be read, with why."""
+    found: dict[str, str] = {}
+    for name in [i.name for i in dataset.describe_indices()]:
+        try:
+            with reading(index):
+                dataset.prewarm_index(name)
+        except IndexingError as e:
+            found[name] = index_cause(e.__cause__ or e)
     return found
 
 

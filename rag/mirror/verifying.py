@@ -1,8 +1,8 @@
-"""Whether the index is what a sync of the table would make, and how that is put right.
+"""Whether the index is what a sync of the table would make.
 
 Reads everything and believes nothing but the table: the keys, the content, each node's text and
-vector, the counts, the search indexes and the tags. Only a node's vector is not compared with its
-text: that would take the embedding model. `mend` writes, by way of a sync.
+vector, the counts, the search indexes and the tags. Only whether a vector is its text's is not
+asked: that would take the embedding model. Writes nothing; `mending` does.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import lance
 
 from rag import upkeep
 from rag.errors import IndexingError, IndexMismatch, IndexNotBuilt
-from rag.index import FORMAT, STATE_ID, Index, IndexState, Opened, is_in, nodes_schema, tag_name
-from rag.mirror import probes, publishing
+from rag.index import FORMAT, Index, IndexState, Opened, nodes_schema
+from rag.mirror import probes
 from rag.mirror.checks import NEEDED, Found, Nodes, differing
-from rag.mirror.lock import alone
-from rag.mirror.run import Options
 from rag.mirror.staging import stages
 from rag.progress import Progress, silent
 from rag.table import Contents, Snapshot
@@ -107,37 +105,24 @@ def verify(
     try:
         with probes.reading(index):
             opened = index.mirrored(snapshot.version)
-        if opened is None:
-            raise IndexNotBuilt(index.uri)
-        of_whole = _of_whole(opened, snapshot)
-        if of_whole:
-            return replace(blank, problems=of_whole)
+    except IndexingError as e:
+        return _unreadable(blank, e)
+    if opened is None:
+        raise IndexNotBuilt(index.uri)
+    of_whole = _of_whole(opened, snapshot)
+    if of_whole:
+        return replace(blank, problems=of_whole)
+    try:
         with probes.reading(index):
             dataset = probes.opened_afresh(index, opened.number)
             found = _scan(dataset, snapshot, progress)
-    except IndexNotBuilt:
-        raise
     except IndexingError as e:
-        problem = Problem("unreadable", 1, str(e))
-        return replace(blank, problems=(problem,), is_unreadable=True)
+        return _unreadable(blank, e)
     contents = snapshot.contents(lambda n: progress("reading the table", n, 0))
-    for kind, keys in differing(found.rows, contents.frame).items():
-        found.blame(kind, keys)
+    verdict = replace(_compared(blank, opened.state, found, contents), notes=_notes(index, found))
+    commit = _of_commit(opened.state, snapshot)
+    verdict = replace(verdict, problems=(*commit, *verdict.problems))
     progress("checking the search indexes", 0, 0)
-    problems = [
-        *_of_commit(opened.state, snapshot),
-        *_of_rows(found),
-        *_of_counts(opened.state, found, contents),
-    ]
-    verdict = replace(
-        blank,
-        n_rows=len(contents.frame),
-        n_nodes=found.n_nodes,
-        problems=tuple(problems),
-        bad_keys=frozenset().union(*found.bad.values()),
-        stray_ids=frozenset(found.stray_ids),
-        notes=_notes(index, found),
-    )
     return _with_tags(index, opened, _with_searches(index, dataset, verdict, recall=recall))
 
 
@@ -170,57 +155,6 @@ def state_of(index: Index, version: int | None) -> IndexState | None:
     )
 
 
-def mend(
-    index: Index, verdict: Verdict, options: Options, *, progress: Progress = silent
-) -> Options:
-    """Remove what a sync would not replace: stray nodes, damaged search indexes, wrong tags.
-
-    Args:
-        index: The index.
-        verdict: What is wrong with it.
-        options: Of a sync of the version of the verdict.
-        progress: Told who holds the lock.
-
-    Returns:
-        The options of the sync that does the rest.
-
-    Raises:
-        IndexWriteError: the index cannot be written.
-    """
-    # with nothing else to distrust it is the state row, which makes a sync look at every row
-    distrusts = verdict.bad_keys or frozenset({STATE_ID})
-    with alone(index.uri, index.storage_options, progress):
-        try:
-            with probes.reading(index):
-                newest, answering = index.newest(), index.answering()
-        except IndexingError:
-            publishing.discard(index)
-            return replace(options, rebuild=True)
-        is_beside = answering is not None and verdict.table_version < answering.state.table_version
-        bad_tags = set(verdict.bad_tags)
-        if verdict.is_unreadable and not is_beside:
-            return replace(options, rebuild=True)
-        if verdict.is_unreadable:
-            bad_tags.add(tag_name(verdict.table_version))
-        with index.writing():
-            dataset = index.dataset()
-            for name in sorted(bad_tags):
-                dataset.tags.delete(name)
-            # an unfinished build is the newest version, and was not verified
-            if newest and newest.state.answers is None and not is_beside:
-                _remove(dataset, verdict)
-    return replace(options, distrusts=distrusts)
-
-
-def _remove(dataset: lance.LanceDataset, verdict: Verdict) -> None:
-    there = {i.name for i in dataset.describe_indices()}
-    for name in sorted(verdict.bad_indexes & there):
-        dataset.drop_index(name)
-    ids = sorted(verdict.stray_ids)
-    for i in range(0, len(ids), 1_000):
-        dataset.delete(is_in("id", ids[i : i + 1_000]))
-
-
 # -- what is read ------------------------------------------------------------------------------
 
 
@@ -241,6 +175,27 @@ def _scan(dataset: lance.LanceDataset, snapshot: Snapshot, progress: Progress) -
         n_read += batch.num_rows
         progress("reading the index", n_read, n_total)
     return nodes.found()
+
+
+def _compared(blank: Verdict, state: IndexState, found: Found, contents: Contents) -> Verdict:
+    for kind, keys in differing(found.rows, contents.frame).items():
+        found.blame(kind, keys)
+    bad = set().union(*found.bad.values())
+    if not bad and state.n_nodes != found.n_nodes:
+        bad = found.several
+    return replace(
+        blank,
+        n_rows=len(contents.frame),
+        n_nodes=found.n_nodes,
+        problems=(*_of_rows(found), *_of_counts(state, found, contents)),
+        bad_keys=frozenset(bad),
+        stray_ids=frozenset(found.stray_ids),
+    )
+
+
+def _unreadable(verdict: Verdict, error: IndexingError) -> Verdict:
+    problem = Problem("unreadable", 1, str(error))
+    return replace(verdict, problems=(*verdict.problems, problem), is_unreadable=True)
 
 
 # -- what is told ------------------------------------------------------------------------------
@@ -265,7 +220,7 @@ def _of_whole(opened: Opened, snapshot: Snapshot) -> tuple[Problem, ...]:
     if not opened.table.schema.equals(wanted):
         names = [f.name for f in wanted if f not in list(opened.table.schema)]
         told = f"The index has other columns than the table asks for: {', '.join(names)} differ."
-        return (Problem("columns", len(names), told, tuple(names[:_N_EXAMPLES])),)
+        return (Problem("schema", len(names), told, tuple(names[:_N_EXAMPLES])),)
     return ()
 
 
@@ -332,8 +287,7 @@ def _with_searches(
             behind = {c.name: c.n_unindexed for c in upkeep._due(dataset)}
             measured = upkeep.recall(dataset) if recall and not damaged else None
     except IndexingError as e:
-        told = Problem("unreadable", 1, str(e))
-        return replace(verdict, problems=(*verdict.problems, told), is_unreadable=True)
+        return _unreadable(verdict, e)
     bad = {*damaged, *behind}
     problems = list(_of_searches(coverage, damaged, behind))
     if measured is not None and measured < LEAST_RECALL:
