@@ -80,9 +80,7 @@ class Bench:
         self.index = Index(str(folder / "index"))
         stub = Stub()
         self.recipe = Recipe("stub", _DIMENSION, 400, 50, Embedder(lambda: stub, Whole))
-        write_deltalake(
-            self.uri, rows(0, n_rows), configuration={"delta.enableChangeDataFeed": "true"}
-        )
+        _elsewhere("write", self.uri, n_rows, "")
 
     def sync(self) -> tuple[SyncReport, float]:
         started = time.perf_counter()
@@ -92,10 +90,22 @@ class Bench:
     def change(self, n: int, mark: str) -> None:
         """Change the text of `n` rows, scattered over the table."""
         step = self.n_rows // n
-        DeltaTable(self.uri).update(
-            updates={"text": f"text || '{mark}'"},
-            predicate=f"row_id % {step} = 0 AND row_id < {step * n}",
-        )
+        where = f"row_id % {step} = 0 AND row_id < {step * n}"
+        _elsewhere("change", self.uri, n, mark + where)
+
+
+def _elsewhere(what: str, uri: str, n: int, where: str) -> None:
+    """Write the table in a process of its own: its memory is not the sync's."""
+    subprocess.run([sys.executable, __file__, "--table", what, uri, str(n), where], check=True)
+
+
+def write_table(what: str, uri: str, n: str, where: str) -> None:
+    """Do what `_elsewhere` was asked for."""
+    if what == "write":
+        feed = {"delta.enableChangeDataFeed": "true"}
+        write_deltalake(uri, rows(0, int(n)), configuration=feed)
+    else:
+        DeltaTable(uri).update(updates={"text": f"text || '{where[0]}'"}, predicate=where[1:])
 
 
 def rows(start: int, n: int) -> pl.DataFrame:
@@ -196,10 +206,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="*", default=_SIZES)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--table", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--throughput", action="store_true")
     options = parser.parse_args()
     if options.throughput:
         throughput()
+    elif options.table:
+        write_table(*options.table)
     elif options.one:
         print(json.dumps(one_size(options.one)))
     else:

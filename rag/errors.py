@@ -46,10 +46,39 @@ def cause(error: BaseException) -> str:
 
     deltalake nests causes as one indented, coloured line each: the first and the last one tell.
     """
+    if why := _storage_cause(str(error)):
+        return why
     text = re.sub(r"\x1b\[\d+m", "", str(error)).strip() or type(error).__name__
     first = text.splitlines()[0].rstrip(".! ")
     last = text.rpartition("↳")[2].strip() if "↳" in text else ""
     return f"{first} ({last})" if last else first
+
+
+_STORAGE_CAUSES = {
+    # where a machine of the cloud would get its credentials from
+    r"169\.254\.|redentials (not|found|were)|get AWS credentials|NotLoaded": (
+        "no credentials were found: name them in the storage options, "
+        "as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://"
+    ),
+    r"resolve region": (
+        "the region of its bucket is unknown: name it in the storage options, as AWS_REGION"
+    ),
+    r"NoSuchBucket|ContainerNotFound": "its bucket does not exist",
+    r"\b40[13] (Unauthorized|Forbidden)|status: 40[13]\b": "the storage refuses the credentials",
+    r"sending request|dns error|timed out|Connect": "the storage cannot be reached",
+}
+"""What object storage and its HTTP client say, and what that means to a user."""
+
+
+def _storage_cause(text: str) -> str | None:
+    """Return why an object storage was of no use, without its answer, which may repeat secrets."""
+    if not re.search(r"<\?xml|<Error>|https?://|redentials|resolve region", text):
+        return None
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    for pattern, why in _STORAGE_CAUSES.items():
+        if re.search(pattern, text):
+            return why + (f" ({code[1]})" if code else "")
+    return None
 
 
 class RagError(Exception):

@@ -87,9 +87,7 @@ def look(
     )
 
 
-def _compare(
-    row: Row, latest: Snapshot | None, row_key: str
-) -> tuple[Fate, list[ColumnChange]]:
+def _compare(row: Row, latest: Snapshot | None, row_key: str) -> tuple[Fate, list[ColumnChange]]:
     if latest is None:
         return "unknown", []
     try:

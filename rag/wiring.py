@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from llama_index.core.schema import Document
     from llama_index.core.vector_stores.types import MetadataFilters
 
+    from rag import mirror
     from rag.chat import Turns
     from rag.demo import DemoReport
     from rag.embedding import E5Embedding
     from rag.engines import TableChatEngine, TableQueryEngine
-    from rag.llm import GgufLLM
-    from rag import mirror
     from rag.index import Index, IndexState
+    from rag.llm import GgufLLM
     from rag.provenance import RowView
     from rag.retrieval import TableRetriever
     from rag.splitting import Splitter
@@ -163,14 +163,14 @@ def verify(
     for _ in range(_REPAIRS):
         if verdict.is_ok:
             break
-        _mend(settings, index, verdict, progress)
+        _repair(settings, index, verdict, progress)
         version = verdict.table_version
         mended += [f"Mended by mirroring version {version}: {p.sentence}" for p in verdict.problems]
         verdict = verify(settings, recall=recall, progress=progress)
     return replace(verdict, notes=(*mended, *verdict.notes))
 
 
-def _mend(settings: Settings, index: Index, verdict: mirror.Verdict, progress: Progress) -> None:
+def _repair(settings: Settings, index: Index, verdict: mirror.Verdict, progress: Progress) -> None:
     from rag import mirror
 
     version = verdict.table_version

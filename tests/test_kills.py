@@ -229,7 +229,7 @@ class Kills:
             rows = self.versions[version]
             wanted = {k: reader.template.replace("{text}", v) for k, v in rows.items()}
             assert texts(reader) == wanted, version
-            key = sorted(rows)[0]
+            key = min(rows)
             query = VectorStoreQuery(
                 query_embedding=_vector(wanted[key]),
                 query_str=wanted[key],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,11 +8,13 @@ import sys
 import textwrap
 from pathlib import Path
 
+import lance
 import lancedb
 import polars as pl
+import pyarrow as pa
 import pytest
 from conftest import World
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llama_index.core import VectorStoreIndex
@@ -27,6 +30,7 @@ from rag.errors import (
     TableEmpty,
 )
 from rag.mirror import publishing
+from rag.store import NodeStore
 
 
 def frame(**texts: str | None) -> pl.DataFrame:
@@ -402,3 +406,105 @@ def test_a_reader_keeps_to_what_it_was_made_for(world: World) -> None:
     world.store.expect(embedding="other words")
     with pytest.raises(IndexMismatch, match="embedding model 'words'"):
         world.store.get_nodes()
+
+
+def test_a_purge_leaves_no_trace_of_a_deleted_row(world: World, tmp_path: Path) -> None:
+    secret = "zanzibarquartz"
+    world.create(frame(a="red apple", b=f"the {secret} row"))
+    world.sync()
+    write_deltalake(world.uri, frame(c="grey mouse"), mode="append")
+    DeltaTable(world.uri).delete("row_id = 'b'")
+    world.sync()
+    files = lambda: [p for p in (tmp_path / "index").rglob("*") if p.is_file()]  # noqa: E731
+    assert any(secret.encode() in p.read_bytes() for p in files())
+    search = VectorStoreQuery(query_str=secret, mode="text_search", similarity_top_k=3)
+    assert world.store.query(search).ids == []
+    report = world.sync(purge=True)
+    assert report.purged == (0,)
+    assert not [p for p in files() if secret.encode() in p.read_bytes()]
+    assert mirrored(world) == {"a": "red apple", "c": "grey mouse"}
+    search.query_str = "mouse"
+    assert world.store.query(search).ids == ["0:c"]
+    assert world.sync().read == "nothing"
+
+
+def test_an_index_of_an_older_release_is_built_anew_from_its_vectors(world: World) -> None:
+    world.write(frame(a="red apple", b="blue sky"))
+    world.sync()
+    opened = world.index.answering()
+    assert opened is not None
+    old = opened.table.to_arrow().drop_columns(["row_version"])
+    state = {
+        k: v
+        for k, v in json.loads(opened.state.to_json()).items()
+        if k not in ("on_bad_key", "n_left_out", "answers", "is_beside", "oldest")
+    } | {"format": 1}
+    states = [json.dumps(state) if s else None for s in old["state"].to_pylist()]
+    old = old.set_column(old.schema.get_field_index("state"), "state", pa.array(states))
+    shutil.rmtree(str(world.store.uri))
+    lance.write_dataset(old, f"{world.store.uri}/nodes.lance")
+    with pytest.raises(IndexingError, match="another release .format 1, .*Run `rag sync`"):
+        world.store.get_nodes()
+    assert counts(world.sync()) == (0, 2, 0, 0, 0)
+    assert mirrored(world) == {"a": "red apple", "b": "blue sky"}
+
+
+def test_what_is_pending_is_what_a_sync_then_does(world: World) -> None:
+    world.splitter.size = 5
+    world.create(frame(a="red apple", b="blue sky", c="green grass"))
+    assert counts(world.pending()) == (3, 0, 0, 0, 7)
+    assert world.store.table is None
+    world.sync()
+    DeltaTable(world.uri).update(updates={"text": "'blue sea'"}, predicate="row_id = 'b'")
+    DeltaTable(world.uri).delete("row_id = 'a'")
+    before = world.index.answering()
+    told = world.pending()
+    assert counts(told) == (0, 1, 1, 1, 1)
+    after = world.index.answering()
+    assert before is not None
+    assert after is not None
+    assert after.number == before.number
+    assert counts(world.sync()) == counts(told)
+    assert counts(world.pending()) == (0, 0, 0, 2, 0)
+
+
+def test_a_reader_whose_version_was_cleaned_up_reads_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.write(frame(a="red apple"))
+    world.sync()
+    answering = world.index.answering
+    held = answering()
+    world.write(frame(a="blue sky"))
+    world.sync(purge=True)
+    given = iter([held])
+    with monkeypatch.context() as patched:
+        patched.setattr(world.index, "answering", lambda: next(given, None) or answering())
+        assert mirrored(world) == {"a": "blue sky"}
+    assert next(given, None) is None
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(3600)
+def test_a_thousand_syncs_leave_less_than_twice_a_fresh_index(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    rows = {f"k{i}": f"text {i} about some thing or other" for i in range(2_000)}
+    world.create(frame(**rows))
+    world.sync()
+    for n in range(1_000):
+        table = DeltaTable(world.uri)
+        if n % 3 == 0:
+            table.delete(f"row_id = 'k{n}'")
+        elif n % 3 == 1:
+            write_deltalake(world.uri, frame(**{f"new{n}": f"new text {n}"}), mode="append")
+        else:
+            table.update(updates={"text": f"'changed {n}'"}, predicate=f"row_id = 'k{n}'")
+        assert world.sync().n_embedded <= 1
+    fresh = World(tmp_path)
+    fresh.store = NodeStore(str(tmp_path / "fresh"))
+    fresh.sync()
+    assert mirrored(world) == mirrored(fresh)
+    size = lambda name: sum(  # noqa: E731
+        p.stat().st_size for p in (tmp_path / name).rglob("*") if p.is_file()
+    )
+    assert size("index") < 2 * size("fresh"), (size("index"), size("fresh"))

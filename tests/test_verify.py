@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from conftest import World
 from deltalake import DeltaTable, write_deltalake
 from test_cli import run
 
+from rag import upkeep
 from rag.errors import IndexMismatch, IndexNotBuilt
 from rag.index import IndexState
 from rag.mirror import Options, Verdict, mend, state_of, sync, verify
@@ -299,9 +301,11 @@ def test_a_panic_of_the_reader_is_one_sentence_too(built: World, tmp_path: Path)
 
 
 @pytest.fixture
-def large(world: World) -> World:
-    """Enough rows for search indexes of the keys."""
-    world.write(frame({f"k{i}": f"text {i} of word{chr(97 + i % 26)}" for i in range(6_000)}))
+def large(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """With search indexes of the keys and the vectors."""
+    monkeypatch.setattr(upkeep, "KEYS_FROM", 1_000)
+    monkeypatch.setattr(upkeep, "VECTOR_FROM", 1_000)
+    world.write(frame({f"k{i}": f"text {i} of word{chr(97 + i % 26)}" for i in range(1_500)}))
     world.sync()
     return world
 
@@ -315,12 +319,12 @@ def garble_indexes(world: World, *columns: str) -> None:
 
 def test_damaged_search_indexes_are_named_and_built_anew(large: World, tmp_path: Path) -> None:
     before = rows(large)
-    columns = {"row_key", "row_hash", "text_hash", "text"}
+    columns = {"row_key", "row_hash", "text_hash", "text", "vector"}
     assert {c.column for c in check(large).coverage} == columns | {"id"}
     garble_indexes(large, *columns)
     again = World(tmp_path)
     found = check(again)
-    assert kinds(found) == ["search index"] * 4
+    assert kinds(found) == ["search index"] * 5
     assert not found.is_unreadable
     assert all("is damaged: " in p.sentence for p in found.problems)
     repair(again, found)
@@ -345,20 +349,21 @@ def test_a_damaged_index_of_ids_hides_the_state_and_costs_no_text(
     assert again.embedding.embedded == []
 
 
-def test_a_search_index_that_misses_nodes_is_damaged(large: World, tmp_path: Path) -> None:
+def test_a_search_index_that_misses_nodes_is_damaged(world: World, tmp_path: Path) -> None:
     """The files of an index of other texts, of the same length: readable, and wrong."""
-    old = files(large, "_indices")
-    kept = {p.name: p.read_bytes() for p in old if p.name.startswith("part_")}
-    large.write(frame({f"k{i}": f"such {i} of word{chr(97 + i % 26)}" for i in range(6_000)}))
-    large.sync(rebuild=True)
-    fts = [p for p in files(large, "_indices") if p.name in kept and p not in old]
-    assert len(fts) == len(kept)
-    for path in fts:
-        path.write_bytes(kept[path.name])
+    other = World(tmp_path / "other")
+    for one, word in ((other, "tent"), (world, "text")):
+        one.write(frame({f"k{i}": f"{word} {i}" for i in range(200)}))
+        one.sync()
+    old = {p.name: p for p in files(other, "_indices")}
+    new = {p.name: p for p in files(world, "_indices")}
+    assert [p.stat().st_size for p in old.values()] == [p.stat().st_size for p in new.values()]
+    for name, path in new.items():
+        path.write_bytes(old[name].read_bytes())
     found = check(World(tmp_path))
     assert kinds(found) == ["search index"]
     assert "'text_idx' is damaged: it does not find" in found.problems[0].sentence
-    repair(large, found)
+    repair(world, found)
     assert check(World(tmp_path)).is_ok
 
 
@@ -455,44 +460,45 @@ def test_keyless_blank_and_picked_rows_are_as_they_should_be(tmp_path: Path) -> 
     assert check(picked).is_ok
 
 
+@pytest.fixture
+def shop(in_shop: Path, tmp_path: Path) -> Path:
+    """A shop of its own, to be damaged."""
+    return shutil.copytree(in_shop, tmp_path / "shop")
+
+
 @pytest.mark.model
-def test_from_the_terminal(in_shop: Path, tmp_path: Path) -> None:
-    shop = tmp_path / "shop"
-    shutil.copytree(in_shop, shop)
+def test_from_the_terminal(shop: Path) -> None:
     good = run("verify", "--recall", cwd=shop)
     assert good.returncode == 0, good.stderr
-    assert good.stdout.splitlines()[-1] == "ok"
-    assert "version 3 of data/fantasy-library: 169 rows" in good.stdout
+    first, *_, last = good.stdout.splitlines()
+    assert first.startswith("Compared the index with version 3 of data/fantasy-library: ")
+    assert first.endswith("recall@10 1.000.")
+    assert last == "ok"
     (uri,) = (shop / "data" / "index").glob("*/nodes.lance")
     lance.dataset(str(uri)).delete("row_key IN ('fs-001', 'fs-002')")
     bad = run("verify", cwd=shop)
     assert bad.returncode == 1
-    assert (
-        "bad 2 rows in the table, but not in the index, for example 'fs-001', 'fs-002'."
-        in bad.stdout
-    )
-    as_json = run("verify", "--json", cwd=shop)
-    assert as_json.returncode == 1
-    found = json.loads(as_json.stdout)
-    assert (found["is_ok"], found["bad_keys"]) == (False, ["fs-001", "fs-002"])
-    mended = run("verify", "--repair", cwd=shop)
+    told = "bad 2 rows in the table, but not in the index, for example 'fs-001', 'fs-002'."
+    assert bad.stdout.splitlines()[1:] == [told]
+    mended = run("verify", "--repair", "--json", cwd=shop)
     assert mended.returncode == 0, mended.stdout + mended.stderr
-    assert "Mended by mirroring version 3: 2 rows" in mended.stdout
-    assert run("verify", cwd=shop).returncode == 0
+    found = json.loads(mended.stdout)
+    assert (found["is_ok"], found["problems"], found["bad_keys"]) == (True, [], [])
+    assert found["notes"][0].startswith("Mended by mirroring version 3: 2 rows")
 
 
 @pytest.mark.model
-def test_a_version_that_is_gone_is_one_sentence(in_shop: Path, tmp_path: Path) -> None:
-    shop = tmp_path / "shop"
-    shutil.copytree(in_shop, shop)
+def test_a_version_that_is_gone_is_one_sentence(shop: Path) -> None:
     table = DeltaTable(str(shop / "data" / "fantasy-library"))
     write_deltalake(table, pl.read_delta(str(table.table_uri)).head(160), mode="overwrite")
     table.update_incremental()
     table.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
     gone = run("verify", cwd=shop)
     assert gone.returncode == 1
-    assert "mirrors version 3" in " ".join(gone.stderr.split())
-    assert "Run `rag sync` to mirror the latest version, 4" in " ".join(gone.stderr.split())
+    told = " ".join(gone.stderr.split())
+    assert "The index mirrors version 3 of Delta table 'data/fantasy-library'" in told
+    assert re.search("Run `rag sync` to mirror the latest version, [456]", told)
     mended = run("verify", "--repair", cwd=shop)
     assert mended.returncode == 0, mended.stdout + mended.stderr
-    assert "now 4 is mirrored" in mended.stdout
+    assert "can no longer be read; now" in mended.stdout
+    assert mended.stdout.splitlines()[-1] == "ok"

@@ -97,8 +97,8 @@ class Nodes:
         length = self._check_texts(nodes)
         self._blame("vector", nodes, ~pl.Series(_are_unit(vectors), dtype=pl.Boolean))
         kept = nodes.with_columns(length).select(
-            # copies: a view of a key would keep its whole batch in memory
-            pl.concat_str(c, pl.lit("")) if dtype == pl.String else pl.col(c)
+            # copies: a view would keep its whole batch in memory, vectors and all
+            pl.concat_str(c, pl.lit("")) if dtype == pl.String else pl.col(c) + 0
             for c, dtype in _KEPT.items()
         )
         self._parts.append(kept.drop_nulls("row_key"))

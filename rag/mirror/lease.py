@@ -53,19 +53,6 @@ _CLIENT = frozenset(
 )
 _open: Any = from_url  # typed by the kind of storage, which only the URI tells
 _RETRY = {"max_retries": 3, "retry_timeout": timedelta(seconds=15)}
-_CAUSES = {
-    # where a machine of the cloud would get its credentials from
-    r"169\.254\.|redentials (not|found|were)|get AWS credentials|NotLoaded": (
-        "no credentials were found: name them in the storage options, "
-        "as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://"
-    ),
-    r"resolve region": (
-        "the region of its bucket is unknown: name it in the storage options, as AWS_REGION"
-    ),
-    r"NoSuchBucket|ContainerNotFound": "its bucket does not exist",
-    r"\b40[13] (Unauthorized|Forbidden)|status: 40[13]\b": "the storage refuses the credentials",
-    r"sending request|dns error|timed out|Connect": "the storage cannot be reached",
-}
 
 
 class Lease:
@@ -249,20 +236,4 @@ def _writing(uri: str) -> Iterator[None]:
     except _FAILURES as e:
         # after how long it took comes why; then the answer, which may repeat what was sent
         why = re.sub(r" in [\d.]+.?s\b.*? - ", ": ", cause(e)).partition(": <")[0]
-        raise IndexWriteError(uri, storage_cause(str(e)) or why) from e
-
-
-def storage_cause(text: str) -> str | None:
-    """Return why an object storage was of no use, in a few words and without its answer.
-
-    Args:
-        text: Of an error of obstore, LanceDB, pylance or deltalake, which share a Rust crate.
-
-    Returns:
-        None when it is about something else.
-    """
-    code = re.search(r"<Code>(\w+)</Code>", text)
-    for pattern, why in _CAUSES.items():
-        if re.search(pattern, text):
-            return why + (f" ({code[1]})" if code else "")
-    return None
+        raise IndexWriteError(uri, why) from e

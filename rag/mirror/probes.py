@@ -13,10 +13,11 @@ from collections.abc import Iterator
 import lance
 import numpy as np
 import pyarrow as pa
+from lance.file import LanceFileSession
 
 from rag.errors import IndexingError
 from rag.index import Index, Opened, index_cause, is_in, tag_name
-from rag.upkeep import KEYS, Coverage
+from rag.upkeep import KEYS, Coverage, recall
 
 _PANICS = ("PanicException", "RustPanic")
 """Classes that cannot be imported, of pylance and of lancedb."""
@@ -78,13 +79,24 @@ def damaged_indexes(
 def unreadable_indexes(index: Index, dataset: lance.LanceDataset) -> dict[str, str]:
     """Return the search indexes whose files cannot be read, with why."""
     found: dict[str, str] = {}
-    for name in [i.name for i in dataset.describe_indices()]:
+    for entry in dataset.describe_indices():
         try:
             with reading(index):
-                dataset.prewarm_index(name)
+                for segment in entry.segments:
+                    _read_files(index, str(segment.uuid))
         except IndexingError as e:
-            found[name] = index_cause(e.__cause__ or e)
+            found[entry.name] = index_cause(e.__cause__ or e)
     return found
+
+
+def _read_files(index: Index, segment: str) -> None:
+    """Read the files of an index segment to their ends; they are Lance files as well."""
+    # not by `prewarm_index`, which wants the whole index in memory
+    options = index.storage_options
+    session = LanceFileSession(f"{index.nodes_uri}/_indices/{segment}", storage_options=options)
+    for name in session.list():
+        for batch in session.open_reader(name).read_all(batch_size=1_024).to_batches():
+            batch.validate()
 
 
 def _n_missed(dataset: lance.LanceDataset, column: str, sample: pa.Table) -> int:
@@ -92,6 +104,8 @@ def _n_missed(dataset: lance.LanceDataset, column: str, sample: pa.Table) -> int
         values = [v for v in sample[column].to_pylist() if v is not None]
         hits = dataset.to_table(columns=["id"], filter=is_in(column, values))
         return len(set(sample["id"].to_pylist()) - set(hits["id"].to_pylist()))
+    if column == "vector":
+        recall(dataset, n_queries=1)  # whether it answers at all; what it finds is asked elsewhere
     if column != "text":
         return 0
     words = {

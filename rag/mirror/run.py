@@ -253,7 +253,7 @@ class Run:
         )
 
     def _held(self, column: str, among: list[str] | None) -> pl.DataFrame:
-        """Return what the index holds; a row that is not to be trusted is held as something else."""
+        """Return what the index holds; of a row that is not to be trusted, another content."""
         state = self._state_now()
         is_other = state is not None and state.table_id != self._snapshot.table_id
         if self._answering is None or self._options.rebuild or is_other:

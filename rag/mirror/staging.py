@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Protocol
 
 import polars as pl
@@ -124,15 +125,15 @@ class Staging:
         progress("rows", done, len(wanted))
         is_staged = left["row_key"].implode()
         for part, versions in _windows(rows, self._window):
-            new = ~part.keys.is_in(is_staged) if done else pl.repeat(True, len(part.keys), eager=True)
-            part, versions = part.filter(new), versions.filter(new)
-            if not len(part.keys):
+            new = ~part.keys.is_in(is_staged)
+            n_new = int(new.sum())
+            if not n_new:
                 continue
             started = time.monotonic()
-            before = done
-            self._add(part, versions, lambda n: progress("rows", before + n, len(wanted)))
-            self._window.took(len(part.keys), time.monotonic() - started)
-            done += len(part.keys)
+            tell = partial(_tell, progress, done, len(wanted))
+            self._add(part.filter(new), versions.filter(new), tell)
+            self._window.took(n_new, time.monotonic() - started)
+            done += n_new
             progress("rows", done, len(wanted))
         with self._index.reading():
             self.table.checkout_latest()
@@ -180,6 +181,10 @@ class Staging:
             self.n_embedded += len(piece)
             tell(len(nodes.rows.keys) * start // len(order))
         return [found[h] for h in nodes.hashes]
+
+
+def _tell(progress: Progress, n_before: int, n_total: int, n_more: int) -> None:
+    progress("rows", n_before + n_more, n_total)
 
 
 def stages(index: Index) -> list[str]:

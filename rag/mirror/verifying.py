@@ -26,6 +26,8 @@ LEAST_RECALL = 0.95
 
 _N_EXAMPLES = 3
 _BATCH = 4_096
+_READ_AHEAD = 64 << 20
+"""Bytes."""
 _ROWS = {
     "missing": "in the table, but not in the index",
     "extra": "in the index, but not in the table",
@@ -168,6 +170,7 @@ def _scan(dataset: lance.LanceDataset, snapshot: Snapshot, progress: Progress) -
         batch_size=_BATCH,
         batch_readahead=2,
         fragment_readahead=1,
+        io_buffer_size=_READ_AHEAD,
         use_scalar_index=False,
     ).to_batches()
     for batch in batches:

@@ -44,6 +44,8 @@ def open_delta(uri: str, version: int | None, options: dict[str, str] | None) ->
         TableError: it cannot be opened for another reason.
     """
     _check_path(uri)
+    if "://" in uri.removeprefix("file://"):  # without credentials it would try for three minutes
+        options = {"retry_timeout": "15s", **(options or {})}
     try:
         return DeltaTable(uri, version=version, storage_options=options)
     except FAILURES as e:
