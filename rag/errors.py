@@ -13,7 +13,8 @@ RagError
 │   └── TableEmpty           no row has any text
 ├── IndexingError              the LanceDB index cannot be read or written as asked
 │   ├── IndexNotBuilt        no sync has completed yet
-│   ├── IndexMismatch        built from another table, model, template or version
+│   ├── IndexMismatch        built from another table, model or template
+│   ├── VersionNotMirrored   it mirrors other versions of the table
 │   └── IndexWriteError      disk full, no permission
 ├── FilterError              a metadata filter cannot be applied to this table
 ├── WeightsError             model files
@@ -215,6 +216,17 @@ class IndexMismatch(IndexingError):
     def __init__(self, what: str, *, built: object, wanted: object, mend: str) -> None:
         super().__init__(
             f"The index was built with {what} {built!r}, but the settings say {wanted!r}. {mend}"
+        )
+
+
+class VersionNotMirrored(IndexingError):
+    """The index mirrors other versions of the table."""
+
+    def __init__(self, index_uri: str, mirrored: Iterable[int], wanted: int) -> None:
+        listed = ", ".join(map(str, sorted(mirrored)))
+        super().__init__(
+            f"The index at {index_uri!r} mirrors version {listed} of the table, not {wanted}. "
+            f"Run `rag sync --version {wanted}` to mirror that one too."
         )
 
 

@@ -59,7 +59,7 @@ class TableSettings(_Group):
     it, else the row's content; `[]`: always the content."""
     on_bad_key: Literal["refuse", "pick"] = "refuse"
     """What a key that is null or repeats does: `refuse` the sync, or `pick`: of rows that share a
-    key the one with the least content hash is kept, rows without a key are left out; all counted."""
+    key the one with the least content hash is kept, rows without a key are left out and counted."""
     template: str = Field("For {Scenario} you should use {Advice}", min_length=1)
     """The text of a row: `{column}` stands for that column's value, `{{` for a brace."""
     version: int | None = Field(None, ge=0)

@@ -23,7 +23,13 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.vector_stores.lancedb import LanceDBVectorStore
 
-from rag.errors import FilterError, IndexingError, IndexMismatch, IndexNotBuilt
+from rag.errors import (
+    FilterError,
+    IndexingError,
+    IndexMismatch,
+    IndexNotBuilt,
+    VersionNotMirrored,
+)
 from rag.filters import where
 from rag.index import (
     COLUMNS,
@@ -109,7 +115,8 @@ class NodeStore(LanceDBVectorStore):
 
         Raises:
             IndexNotBuilt: nothing is mirrored.
-            IndexMismatch: another version, or another embedding space.
+            VersionNotMirrored: other versions are.
+            IndexMismatch: it is of another embedding space.
         """
         self._readable()
 
@@ -232,14 +239,11 @@ class NodeStore(LanceDBVectorStore):
         return opened
 
     def _not_mirrored(self, version: int) -> IndexingError:
-        known = sorted(self._index.tags())
-        if not known:
-            return IndexNotBuilt(str(self.uri))
-        return IndexMismatch(
-            "Delta version",
-            built=", ".join(map(str, known)),
-            wanted=version,
-            mend=f"Run `rag sync --version {version}` to mirror that one too.",
+        known = self._index.tags()
+        return (
+            VersionNotMirrored(str(self.uri), known, version)
+            if known
+            else IndexNotBuilt(str(self.uri))
         )
 
     # -- what LlamaIndex would write, refused ------------------------------------------------

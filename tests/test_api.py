@@ -26,6 +26,7 @@ from rag.errors import (
     QuestionError,
     SettingsError,
     TableNotFound,
+    VersionNotMirrored,
 )
 
 pytestmark = pytest.mark.model
@@ -163,7 +164,7 @@ def test_what_does_not_fit_the_index_is_refused(settings: rag.Settings) -> None:
     index = wiring.index_uri(settings)
     with pytest.raises(IndexMismatch, match="table 'data/fantasy-library', but .*'elsewhere'"):
         rag.retriever(rag.Settings(table={"uri": "elsewhere"}, index={"uri": index}))
-    with pytest.raises(IndexMismatch, match="Delta version 3, but the settings say 1"):
+    with pytest.raises(VersionNotMirrored, match="mirrors version 3 of the table, not 1"):
         rag.chat_engine(settings, version=1)
     with pytest.raises(IndexMismatch, match="embedding.chunk_tokens 400"):
         rag.retriever(rag.Settings(embedding={"chunk_tokens": 100}))

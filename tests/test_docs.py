@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ RUN_ELSEWHERE = {
     "make test": "what runs this test",
     "source .venv/bin/activate": "the environment that runs this test",
     "rag chat": "tests/test_cli.py",
+    "rag sync --follow --every 30s": "tests/test_sync_command.py",
     "chainlit run app.py": "tests/test_browser.py",
 }
 
@@ -109,7 +111,7 @@ def test_every_error_is_drawn_in_the_tree() -> None:
 def test_every_command_of_the_readme_is_known_to_a_test() -> None:
     commands = [line for block in fences("bash") for line in block.strip().splitlines()]
     assert len(commands) > 8
-    run_here = {line for block in fences("bash")[2:4] for line in block.strip().splitlines()}
+    run_here = {line for block in fences("bash")[2:5] for line in block.strip().splitlines()}
     for command in commands:
         known = command in RUN_ELSEWHERE or command.startswith("export RAG_") or command in run_here
         assert known, command
@@ -129,6 +131,24 @@ def test_the_commands_of_the_readme_run(in_shop: Path) -> None:
         subprocess.run(line, shell=True, check=True, env=environment, capture_output=True)
         ran += 1
     assert ran >= 5
+
+
+@pytest.mark.model
+def test_the_commands_for_a_changing_table_run(
+    shop_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(shop_folder / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    said = ""
+    for line in fences("bash")[4].strip().splitlines():
+        if line not in RUN_ELSEWHERE:
+            done = subprocess.run(
+                line, shell=True, check=True, env=environment, capture_output=True, text=True
+            )
+            said += done.stdout
+    assert "version 2 beside version 3, which still answers" in said
+    assert "No longer addressable: version 2." in said
 
 
 @pytest.mark.model

@@ -28,6 +28,7 @@ from rag.errors import (
     IndexNotBuilt,
     IndexWriteError,
     TableEmpty,
+    VersionNotMirrored,
 )
 from rag.mirror import publishing
 from rag.store import NodeStore
@@ -138,7 +139,7 @@ def test_the_last_mirrored_versions_stay_addressable(world: World) -> None:
         assert mirrored(world) == {"a": f"text {n}", "b": "always"}
         assert {node.metadata["table_version"] for node in world.store.get_nodes()} == {n}
     world.store.expect(version=2)
-    with pytest.raises(IndexMismatch, match="Delta version '3, 4, 5'.*rag sync --version 2"):
+    with pytest.raises(VersionNotMirrored, match="mirrors version 3, 4, 5 .*not 2.*--version 2"):
         world.store.get_nodes()
 
 
@@ -150,7 +151,7 @@ def test_a_version_of_another_recipe_is_not_addressable(world: World) -> None:
     world.sync()
     assert sorted(world.index.tags()) == [1]
     world.store.expect(version=0)
-    with pytest.raises(IndexMismatch, match="rag sync --version 0"):
+    with pytest.raises(VersionNotMirrored, match="rag sync --version 0"):
         world.store.get_nodes()
 
 
@@ -285,7 +286,7 @@ def test_a_full_disk_leaves_the_old_index(tmp_path: Path) -> None:
         from pathlib import Path
         import polars as pl
         from conftest import World
-        from rag.errors import IndexWriteError
+        from rag.errors import IndexWriteError, VersionNotMirrored
         world = World(Path({str(tmp_path)!r}))
         world.write(pl.DataFrame({{"row_id": [1], "text": ["red apple"]}}))
         world.sync()

@@ -17,7 +17,7 @@ from deltalake import DeltaTable, write_deltalake
 from test_cli import run
 
 from rag import upkeep
-from rag.errors import IndexMismatch, IndexNotBuilt
+from rag.errors import IndexMismatch, IndexNotBuilt, VersionNotMirrored
 from rag.index import IndexState
 from rag.mirror import Options, Verdict, mend, state_of, sync, verify
 from rag.template import text_hash
@@ -432,7 +432,7 @@ def test_what_is_not_there_cannot_be_verified(world: World) -> None:
     with pytest.raises(IndexNotBuilt, match="rag sync"):
         verify(world.index, world.snapshot())
     world.sync()
-    with pytest.raises(IndexMismatch, match="rag sync --version 7"):
+    with pytest.raises(VersionNotMirrored, match="rag sync --version 7"):
         state_of(world.index, 7)
 
 

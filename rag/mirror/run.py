@@ -123,8 +123,7 @@ class Run:
         staged = staging.fill(plan.rows(), plan.wanted, self._progress)
         self._progress("publishing", 0, 0)
         self._publish(plan, staging, staged)
-        with self._index.writing():
-            drop_stages(self._index, staging.name)
+        drop_stages(self._index, staging.name)
         return self._reported(_report(self._snapshot.version, plan, staging.n_embedded))
 
     def preview(self) -> SyncReport:

@@ -6,6 +6,7 @@ the next sync of the same recipe finds it and does not embed it again, whatever 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ import pyarrow as pa
 from lancedb.table import LanceTable
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from rag.errors import IndexWriteError
-from rag.index import COLUMNS, Index, is_in, node_id
+from rag.errors import IndexingError, IndexWriteError
+from rag.index import COLUMNS, FAILURES, Index, index_cause, is_in, node_id
 from rag.mirror.plan import together
 from rag.progress import Progress
 from rag.table import Rows
 from rag.template import text_hash
+
+_log = logging.getLogger(__name__)
 
 STAGE = "rag-stage-"
 """How the names of staging tables begin; other tables of the database are left alone."""
@@ -196,15 +199,20 @@ def stages(index: Index) -> list[str]:
 def drop_stages(index: Index, done: str | None) -> None:
     """Drop the stage that was published, and those that nobody went on with for a week.
 
+    A stage that stays does no harm, so a failure is only logged.
+
     Args:
         index: Holds the stages.
         done: Name of the published one; None drops them all.
     """
-    for name in stages(index):
-        table = index.connection.open_table(name)
-        written = table.list_versions()[-1]["timestamp"].astimezone(UTC)
-        if done in (name, None) or datetime.now(UTC) - written > _KEPT:
-            index.connection.drop_table(name)
+    try:
+        for name in stages(index):
+            table = index.connection.open_table(name)
+            written = table.list_versions()[-1]["timestamp"].astimezone(UTC)
+            if done in (name, None) or datetime.now(UTC) - written > _KEPT:
+                index.connection.drop_table(name)
+    except (*FAILURES, IndexingError) as e:
+        _log.warning("A staging table of %s could not be dropped: %s", index.uri, index_cause(e))
 
 
 def _windows(

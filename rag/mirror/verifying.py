@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import lance
 
 from rag import upkeep
-from rag.errors import IndexingError, IndexMismatch, IndexNotBuilt
+from rag.errors import IndexingError, IndexNotBuilt, VersionNotMirrored
 from rag.index import FORMAT, Index, IndexState, Opened, nodes_schema
 from rag.mirror import probes
 from rag.mirror.checks import NEEDED, Found, Nodes, differing
@@ -137,7 +137,7 @@ def state_of(index: Index, version: int | None) -> IndexState | None:
 
     Raises:
         IndexNotBuilt: no sync has completed.
-        IndexMismatch: that version is not mirrored.
+        VersionNotMirrored: that version is not mirrored.
     """
     try:
         with probes.reading(index):
@@ -149,12 +149,8 @@ def state_of(index: Index, version: int | None) -> IndexState | None:
         return opened.state
     if not known:
         raise IndexNotBuilt(index.uri)
-    raise IndexMismatch(
-        "Delta version",
-        built=", ".join(map(str, known)),
-        wanted=version,
-        mend=f"Run `rag sync --version {version}` to mirror that one too.",
-    )
+    assert version is not None  # where anything is mirrored, something answers
+    raise VersionNotMirrored(index.uri, known, version)
 
 
 # -- what is read ------------------------------------------------------------------------------
