@@ -30,11 +30,11 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
 import rag
-from rag import wiring
 from rag.index import Index
 from rag.mirror import Embedder, Recipe, run, sync
 from rag.progress import SyncReport
 from rag.table import FeedUnreadable, open_table
+from rag.wiring import parts
 
 _SIZES = (10_000, 100_000, 1_000_000)
 _CHANGES = (1, 100, 10_000)
@@ -126,7 +126,7 @@ def rows(start: int, n: int) -> pl.DataFrame:
 def one_size(n_rows: int) -> dict[str, Any]:
     """Measure one table size."""
     # the default model is in memory, as it is for a user
-    model = wiring._embedding(rag.Settings())
+    model = parts.load_embedding(rag.Settings())
     model.get_text_embedding("warm-up")
     by_feed = run.by_feed
     with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +153,7 @@ def _unreadable(*_: object, **__: object) -> None:
 def throughput() -> None:
     """Compare a full build with the embedding engine alone on the same texts."""
     settings = rag.Settings()
-    model, splitter = wiring._embedding(settings), wiring._splitter(settings)
+    model, splitter = parts.load_embedding(settings), parts.load_splitter(settings)
     frame = rows(0, _N_ROWS_EMBEDDED)
     model.get_text_embedding_batch(frame["text"].head(64).to_list())
     with tempfile.TemporaryDirectory() as folder:

@@ -28,6 +28,7 @@ from rag.errors import (
     TableNotFound,
     VersionNotMirrored,
 )
+from rag.wiring import parts
 
 pytestmark = pytest.mark.model
 WEREWOLF = "What do I need against a werewolf?"
@@ -116,9 +117,9 @@ async def test_a_chat_streams_and_remembers(
 
 
 def test_engines_share_the_models(settings: rag.Settings) -> None:
-    first, second = wiring._llm(settings), wiring._llm(rag.Settings())
+    first, second = parts.load_llm(settings), parts.load_llm(rag.Settings())
     assert first is second
-    assert wiring._embedding(settings) is wiring._embedding(rag.Settings())
+    assert parts.load_embedding(settings) is parts.load_embedding(rag.Settings())
 
 
 def test_a_model_is_loaded_once_while_anything_uses_it() -> None:
@@ -128,7 +129,7 @@ def test_a_model_is_loaded_once_while_anything_uses_it() -> None:
     loaded: list[str] = []
 
     def get(name: str) -> Model:
-        return wiring._shared("test", (name,), lambda: loaded.append(name) or Model())
+        return parts._shared("test", (name,), lambda: loaded.append(name) or Model())
 
     a, b = get("a"), get("b")
     assert get("a") is a

@@ -67,10 +67,10 @@ def test_settings_are_listed_without_secrets(tmp_path: Path) -> None:
 
 
 def test_rows_give_the_terminal_no_orders() -> None:
-    from rag.cli import _out, _text
+    from rag.cli.terminal import out, plain
 
-    with _out.capture() as captured:
-        _out.print(_text("a :bomb: \x1b]0;title\x07 [red]b[/] \x1b[2J\n"), end="")
+    with out.capture() as captured:
+        out.print(plain("a :bomb: \x1b]0;title\x07 [red]b[/] \x1b[2J\n"), end="")
     assert captured.get() == "a :bomb: ]0;title [red]b[/] [2J\n"
 
 

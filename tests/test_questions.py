@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 import rag
-from rag import wiring
 from rag.citation import find_support
 from rag.demo import rows
 from rag.prompt import COMPLETION_STOP, completion_prompt
+from rag.wiring import parts
 
 QUESTIONS = yaml.safe_load((Path(__file__).parent / "data" / "demo_questions.yaml").read_text())
 ANSWERABLE = [q for q in QUESTIONS if q["row_id"] is not None]
@@ -51,7 +51,7 @@ def test_the_demo_questions_are_answered_from_the_right_row(in_shop: Path) -> No
 def test_short_rows_of_other_tables_are_not_embroidered(in_shop: Path) -> None:
     rows = yaml.safe_load((Path(__file__).parent / "data" / "short_rows.yaml").read_text())
     assert len(rows) == 12
-    model = wiring._llm(rag.Settings())
+    model = parts.load_llm(rag.Settings())
     wrong = []
     for row in rows:
         prompt = completion_prompt(row["question"], [row["row"]])

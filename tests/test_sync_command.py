@@ -18,9 +18,9 @@ from deltalake import DeltaTable, write_deltalake
 from test_cli import run
 
 import rag
-from rag import wiring
 from rag.errors import IndexMismatch, IndexNotBuilt, RagError, VersionNotMirrored
 from rag.weights import e5_pack
+from rag.wiring import parts
 
 
 @pytest.fixture
@@ -210,5 +210,5 @@ def test_whatever_happens_to_the_table_the_old_index_answers(
         rag.sync(rag.Settings())
     assert message in str(failure.value)
     assert "\n" not in str(failure.value)
-    found = wiring._store(rag.Settings()).get_nodes()
+    found = parts.open_store(rag.Settings()).get_nodes()
     assert {n.text for n in found} == {"wolf", "red", "blue"}

@@ -1,0 +1,33 @@
+"""Settings become parts, and parts become what `rag` offers."""
+
+from rag.wiring.answering import chat_engine, documents, prepare, query_engine, retriever
+from rag.wiring.mirroring import (
+    Status,
+    follow,
+    pending,
+    row,
+    status,
+    sync,
+    table_version,
+    verify,
+    write_demo,
+)
+from rag.wiring.parts import index_uri
+
+__all__ = [
+    "Status",
+    "chat_engine",
+    "documents",
+    "follow",
+    "index_uri",
+    "pending",
+    "prepare",
+    "query_engine",
+    "retriever",
+    "row",
+    "status",
+    "sync",
+    "table_version",
+    "verify",
+    "write_demo",
+]

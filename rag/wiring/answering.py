@@ -1,0 +1,223 @@
+"""Questions to the index: retriever, query engine, chat engine, documents.
+
+Reads settings, makes sure that the index is what they name, and hands the parts to the rooms that
+do the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rag.catalogue import LLM_MODELS
+from rag.errors import IndexMismatch, IndexNotBuilt, SettingsError
+from rag.progress import Progress, silent
+from rag.settings import Settings
+from rag.wiring.mirroring import building, sync, write_demo
+from rag.wiring.parts import (
+    index_uri,
+    load_embedding,
+    load_llm,
+    open_index,
+    open_snapshot,
+    open_store,
+)
+
+if TYPE_CHECKING:
+    from llama_index.core.schema import Document
+    from llama_index.core.vector_stores.types import MetadataFilters
+
+    from rag.chat import Turns
+    from rag.engines import TableChatEngine, TableQueryEngine
+    from rag.index import IndexState
+    from rag.retrieval import TableRetriever
+    from rag.store import NodeStore
+
+_LOCAL_N_PASSAGES = {"chat": 3, "completion": 1}
+"""What a model outside the catalogue is trusted with."""
+
+
+def documents(settings: Settings, *, version: int | None = None) -> Iterator[Document]:
+    """Yield the Delta table as LlamaIndex documents, one a row, lazily.
+
+    Args:
+        settings: Which table.
+        version: Delta version; None is the settings' or the latest.
+    """
+    from rag import table
+
+    chosen = settings.table.version if version is None else version
+    return table.documents(open_snapshot(settings, chosen))
+
+
+def retriever(
+    settings: Settings,
+    *,
+    top_k: int | None = None,
+    filters: MetadataFilters | None = None,
+    version: int | None = None,
+) -> TableRetriever:
+    """Return a LlamaIndex retriever over the mirrored table.
+
+    Args:
+        settings: Which index and model.
+        top_k: Distinct rows to return at most; None is the settings'.
+        filters: Only rows that match; keys are columns of the table.
+        version: Delta version to ask, one of those mirrored; None is the settings' or the last.
+
+    Raises:
+        IndexNotBuilt: no sync has completed.
+        IndexMismatch: the index was built from something else than the settings name.
+    """
+    if top_k is not None and top_k < 1:
+        raise SettingsError(f"top_k is {top_k}; a retriever returns at least 1 row.")
+    return _retriever_over(_built(settings, version)[0], settings, top_k=top_k, filters=filters)
+
+
+def _retriever_over(
+    store: NodeStore,
+    settings: Settings,
+    *,
+    top_k: int | None = None,
+    filters: MetadataFilters | None = None,
+) -> TableRetriever:
+    from rag.retrieval import TableRetriever
+    from rag.table import RESERVED
+    from rag.template import Template
+
+    named = Template.parse(settings.table.template).columns[0]
+    return TableRetriever(
+        store,
+        load_embedding(settings),
+        top_k=top_k or settings.retrieval.top_k,
+        filters=filters,
+        title_column=f"column.{named}" if named in RESERVED else named,
+    )
+
+
+def query_engine(
+    settings: Settings,
+    *,
+    streaming: bool = False,
+    filters: MetadataFilters | None = None,
+    version: int | None = None,
+) -> TableQueryEngine:
+    """Return a LlamaIndex query engine: single questions, answers with citations.
+
+    Args:
+        settings: Which index and models.
+        streaming: Whether `query` and `aquery` stream.
+        filters: Only rows that match may answer.
+        version: Delta version to ask, one of those mirrored; None is the settings' or the last.
+    """
+    from rag.engines import TableQueryEngine
+
+    return TableQueryEngine(_turns(settings, filters, version), streaming=streaming)
+
+
+def chat_engine(
+    settings: Settings,
+    *,
+    filters: MetadataFilters | None = None,
+    version: int | None = None,
+) -> TableChatEngine:
+    """Return a LlamaIndex chat engine: a conversation with memory, answers with citations.
+
+    Args:
+        settings: Which index and models.
+        filters: Only rows that match may answer.
+        version: Delta version to ask, one of those mirrored; None is the settings' or the last.
+    """
+    from rag.engines import TableChatEngine
+
+    return TableChatEngine(
+        _turns(settings, filters, version), history_turns=settings.chat.history_turns
+    )
+
+
+def prepare(settings: Settings, progress: Progress = silent) -> None:
+    """Do all that the first answer needs: demo and index where they are ours, models warm.
+
+    Raises:
+        RagError: whatever is missing, in one sentence.
+    """
+    if settings.is_demo:
+        write_demo(settings)
+        sync(settings, progress=progress)
+    _built(settings, None)
+    progress("loading the embedding model", 0, 0)
+    retriever(settings, top_k=1).retrieve("warm-up")
+    progress("loading the language model", 0, 0)
+    load_llm(settings, progress).complete("Hello", formatted=True, max_tokens=1)
+
+
+def _turns(settings: Settings, filters: MetadataFilters | None, version: int | None) -> Turns:
+    from rag.chat import TurnOptions, Turns
+
+    store, state = _built(settings, version)
+    found = _retriever_over(store, settings, filters=filters)
+    model = load_llm(settings)
+    entry = LLM_MODELS.get(settings.llm.model)
+    trusted = _LOCAL_N_PASSAGES["chat" if model.metadata.is_chat_model else "completion"]
+    options = TurnOptions(
+        persona=settings.chat.persona,
+        n_passages=settings.llm.n_passages or (entry.n_passages if entry else trusted),
+        min_relevance=settings.retrieval.min_relevance,
+        max_question_chars=settings.chat.max_question_chars,
+        max_tokens=settings.llm.max_tokens,
+        n_ctx=model.metadata.context_window,
+    )
+
+    def mirrored() -> int:
+        return (store.state() or state).table_version
+
+    return Turns(found, model, n_tokens=model.n_tokens, table_version=mirrored, options=options)
+
+
+def _built(settings: Settings, version: int | None) -> tuple[NodeStore, IndexState]:
+    """Return the store, once it is sure that it was built from what the settings name."""
+    from rag import weights
+
+    store = open_store(settings)
+    state = store.state()
+    if state is None:
+        raise IndexNotBuilt(index_uri(settings), progress=_progress_of_build(settings))
+    for what, built, wanted in (
+        ("table", state.table_uri, settings.table.uri),
+        ("template", state.template, settings.table.template),
+        (
+            "embedding model",
+            state.embedding,
+            weights.embedding_fingerprint(settings.embedding.model),
+        ),
+        ("embedding.chunk_tokens", state.chunk_tokens, settings.embedding.chunk_tokens),
+        ("embedding.chunk_overlap", state.chunk_overlap, settings.embedding.chunk_overlap),
+        ("key", state.key, state.key if settings.table.key is None else settings.table.key),
+    ):
+        if built != wanted:
+            raise IndexMismatch(what, built=built, wanted=wanted, mend=_mend(settings))
+    chosen = settings.table.version if version is None else version
+    store.expect(embedding=state.embedding, version=chosen)
+    if chosen is not None:
+        store.refuse_unmirrored()
+    return store, store.state() or state
+
+
+def _mend(settings: Settings) -> str:
+    going_on = _progress_of_build(settings)
+    if going_on:
+        return f"{going_on} Until then it answers only those who have the old settings."
+    return "Run `rag sync` to build it anew, or set back what was changed."
+
+
+def _progress_of_build(settings: Settings) -> str:
+    """Return the sentence that says how far a build is; empty when there is none."""
+    from rag import mirror
+
+    running = building(settings)
+    if running is not None:
+        return f"`rag sync` is building it: {running}."
+    n_staged = mirror.n_staged(open_index(settings))
+    if n_staged:
+        return f"An interrupted build has {n_staged:,} nodes; `rag sync` goes on with it."
+    return ""

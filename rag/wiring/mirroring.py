@@ -1,0 +1,364 @@
+"""The index follows the table: sync, what a sync would do, verify, one row back, where both stand.
+
+Reads settings and hands the parts to the rooms that do the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from rag.errors import IndexingError, RagError, TableError
+from rag.progress import Progress, SyncReport, silent
+from rag.settings import Settings
+from rag.wiring.parts import (
+    index_options,
+    index_uri,
+    open_index,
+    open_snapshot,
+    recipe_of,
+    table_options,
+)
+
+if TYPE_CHECKING:
+    from rag import mirror
+    from rag.demo import DemoReport
+    from rag.index import Index, IndexState
+    from rag.provenance import RowView
+    from rag.table import Snapshot
+
+_REPAIRS = 2
+"""What could not be read is verified only once it can: that takes a second look."""
+
+
+def write_demo(settings: Settings) -> DemoReport:
+    """Write the demo library at the table's URI; nothing happens when it is there already."""
+    from rag import demo
+
+    return demo.write(settings.table.uri, storage_options=table_options(settings))
+
+
+def sync(
+    settings: Settings,
+    *,
+    version: int | None = None,
+    rebuild: bool = False,
+    purge: bool = False,
+    progress: Progress = silent,
+) -> SyncReport:
+    """Make the index mirror the Delta table; only changed text is embedded.
+
+    Args:
+        settings: Which table, model and index.
+        version: Delta version; None is the settings' or the latest. One older than the version
+            that answers is mirrored beside it.
+        rebuild: Build anew even when the index was made from another table.
+        purge: Afterwards remove from disk what is deleted, and every older version of the index.
+        progress: Told how far it is.
+
+    Raises:
+        TableError: the table cannot be read as asked; the old index still serves.
+        IndexingError: the index is of another table, or cannot be written.
+        WeightsError: the embedding model's files are missing or corrupt.
+    """
+    from rag import mirror
+
+    chosen = settings.table.version if version is None else version
+    return mirror.sync(
+        open_index(settings),
+        open_snapshot(settings, chosen),
+        recipe_of(settings, progress),
+        options=_options(settings, chosen, rebuild=rebuild, purge=purge),
+        progress=progress,
+    )
+
+
+def pending(
+    settings: Settings,
+    *,
+    version: int | None = None,
+    rebuild: bool = False,
+    progress: Progress = silent,
+) -> SyncReport:
+    """Return what `sync` would do, without writing or embedding anything.
+
+    Args:
+        settings: Which table, model and index.
+        version: Delta version; None is the settings' or the latest.
+        rebuild: As for `sync`.
+        progress: Told how far it is.
+    """
+    from rag import mirror
+
+    chosen = settings.table.version if version is None else version
+    return mirror.pending(
+        open_index(settings),
+        open_snapshot(settings, chosen),
+        recipe_of(settings, progress),
+        options=_options(settings, chosen, rebuild=rebuild),
+        progress=progress,
+    )
+
+
+def follow(
+    settings: Settings, *, every_s: float, progress: Progress = silent
+) -> Iterator[SyncReport | RagError]:
+    """Sync again whenever the table has a new version, for ever.
+
+    Args:
+        settings: Which table, model and index.
+        every_s: Seconds between two looks at the table.
+        progress: Told how far a sync is.
+
+    Yields:
+        What each sync did. A failure is yielded once and tried again: the table may come back.
+    """
+    mirrored: int | None = None
+    failure = ""
+    while True:
+        try:
+            if table_version(settings) != mirrored:
+                report = sync(settings, progress=progress)
+                mirrored, failure = report.table_version, ""
+                yield report
+        except (TableError, IndexingError) as e:
+            if str(e) != failure:
+                failure = str(e)
+                yield e
+        time.sleep(every_s)
+
+
+def _options(
+    settings: Settings, version: int | None, *, rebuild: bool = False, purge: bool = False
+) -> mirror.Options:
+    from rag.mirror import Options
+
+    return Options(
+        rebuild=rebuild,
+        # the bundled demo is ours: written anew, it is simply indexed anew
+        replaces=settings.is_demo,
+        is_pinned=version is not None,
+        purge=purge,
+        keep_versions=settings.index.keep_versions,
+    )
+
+
+def verify(
+    settings: Settings, *, recall: bool = False, repair: bool = False, progress: Progress = silent
+) -> mirror.Verdict:
+    """Compare the index with the Delta version that it mirrors, row by row.
+
+    Args:
+        settings: Which table and index; `table.version` chooses which mirrored version.
+        recall: Whether to measure how much the vector index finds.
+        repair: Whether to mend what differs, and to look again.
+        progress: Told how far it is.
+
+    Returns:
+        What was found; after a repair what was found then, with what was mended in the notes.
+
+    Raises:
+        IndexNotBuilt: no sync has completed.
+        TableError: the table cannot be read at the mirrored version any more.
+        IndexingError: the index cannot be mended.
+    """
+    from rag import mirror
+
+    index = open_index(settings)
+    state = mirror.state_of(index, settings.table.version)
+    try:
+        verdict = mirror.verify(
+            index, _snapshot_of(settings, state), recall=recall, progress=progress
+        )
+    except TableError as e:
+        latest = _refuse_unless_gone(settings, state, e, repair=repair)
+        sync(settings, progress=progress)
+        verdict = verify(settings, recall=recall, repair=True, progress=progress)
+        gone = f"The mirrored version can no longer be read; now {latest} is mirrored, the latest."
+        return replace(verdict, notes=(gone, *verdict.notes))
+    if not repair:
+        return verdict
+    mended: list[str] = []
+    for _ in range(_REPAIRS):
+        if verdict.is_ok:
+            break
+        _repair(settings, index, verdict, progress)
+        version = verdict.table_version
+        mended += [f"Mended by mirroring version {version}: {p.sentence}" for p in verdict.problems]
+        verdict = verify(settings, recall=recall, progress=progress)
+    return replace(verdict, notes=(*mended, *verdict.notes))
+
+
+def _repair(settings: Settings, index: Index, verdict: mirror.Verdict, progress: Progress) -> None:
+    from rag import mirror
+
+    version = verdict.table_version
+    options = mirror.mend(index, verdict, _options(settings, version), progress=progress)
+    mirror.sync(
+        index,
+        open_snapshot(settings, version),
+        recipe_of(settings, progress),
+        options=options,
+        progress=progress,
+    )
+
+
+def _snapshot_of(settings: Settings, state: IndexState | None) -> Snapshot:
+    """Open the version of the table that the index mirrors, as the index was built from it."""
+    from rag import table
+
+    if state is None:
+        return open_snapshot(settings, settings.table.version)
+    return table.open_table(
+        settings.table.uri,
+        template=state.template,
+        key=state.key,
+        on_bad_key=cast("table.OnBadKey", state.on_bad_key),
+        version=state.table_version,
+        storage_options=table_options(settings),
+    )
+
+
+def _refuse_unless_gone(
+    settings: Settings, state: IndexState | None, error: TableError, *, repair: bool
+) -> int:
+    """Return the latest version, which a repair mirrors instead of one that is gone."""
+    latest = table_version(settings)  # raises where the table itself is the problem
+    if state is None or latest == state.table_version:
+        raise error
+    if repair and settings.table.version is None:
+        return latest
+    raise TableError(
+        f"The index mirrors version {state.table_version} of Delta table {settings.table.uri!r}, "
+        "whose rows or log are no longer there, so the two cannot be compared. "
+        f"Run `rag sync` to mirror the latest version, {latest}."
+    ) from error
+
+
+def row(settings: Settings, key: str, *, version: int | None = None) -> RowView:
+    """Return a row as it was in a version, and what became of it since.
+
+    Args:
+        settings: Which table and index.
+        key: The row key, as citations name it.
+        version: Delta version; None is the settings', else the one that answers, else the latest.
+
+    Raises:
+        RowNotFound: that version has no such row.
+        TableError: that version cannot be read, and is not mirrored.
+    """
+    from rag import provenance
+
+    index = open_index(settings)
+    chosen = settings.table.version if version is None else version
+    if chosen is None and (answering := index.answering()) is not None:
+        chosen = answering.state.table_version
+    at = open_snapshot(settings, chosen)
+    latest: Snapshot | None = None
+    with contextlib.suppress(TableError):  # told as a fate that is not known
+        latest = open_snapshot(settings, None)
+    mirrored = index.mirrored(at.version)
+    return provenance.look(key, at, latest, index=index, mirrored=mirrored)
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where the table and its index stand."""
+
+    table_uri: str
+    table_version: int | None
+    """Latest version of the table; None when it cannot be read."""
+    table_problem: str | None
+    index_uri: str
+    index_version: int | None
+    """Mirrored version; None when no sync has completed."""
+    n_rows: int
+    n_nodes: int
+    n_blank: int
+    embedding_model: str
+    llm: str
+    index_bytes: int
+    models_bytes: int
+    mirrored_versions: list[int]
+    """Delta versions that can be asked."""
+    changed: dict[str, int] | None
+    """Rows `added`, `updated` and `deleted` since the mirrored version; None where telling that
+    would take long."""
+    building: str | None
+    """Who builds the index right now, and how far it is; None when nobody does."""
+
+
+def status(settings: Settings) -> Status:
+    """Return where the table and its index stand, without loading a model."""
+    from rag import weights
+
+    problem: str | None = None
+    version: int | None = None
+    try:
+        version = table_version(settings)
+    except RagError as e:
+        problem = str(e)
+    index = open_index(settings)
+    answering = index.answering()
+    state = answering.state if answering else None
+    return Status(
+        table_uri=settings.table.uri,
+        table_version=version,
+        table_problem=problem,
+        index_uri=index_uri(settings),
+        index_version=state.table_version if state else None,
+        n_rows=state.n_rows if state else 0,
+        n_nodes=state.n_nodes if state else 0,
+        n_blank=state.n_blank if state else 0,
+        embedding_model=settings.embedding.model,
+        llm=settings.llm.model,
+        index_bytes=_bytes_under(Path(index_uri(settings))),
+        models_bytes=_bytes_under(weights.cache_dir()),
+        mirrored_versions=sorted(index.tags()),
+        changed=_changed(settings, index) if state and version != state.table_version else None,
+        building=building(settings),
+    )
+
+
+def _changed(settings: Settings, index: Index) -> dict[str, int] | None:
+    from rag import mirror
+
+    try:
+        found = mirror.glance(index, open_snapshot(settings, None), recipe_of(settings))
+    except RagError:  # the table's problem, or another recipe: a sync will say so
+        return None
+    if found is None:
+        return None
+    return {"added": found.n_added, "updated": found.n_updated, "deleted": found.n_deleted}
+
+
+def building(settings: Settings) -> str | None:
+    """Return who builds the index right now, and how far that is, in a few words."""
+    from rag import mirror
+
+    found = mirror.holder(index_uri(settings), index_options(settings))
+    if found is None:
+        return None
+    far = f", {found.what} {found.n_done:,} of {found.n_total:,}" if found.n_total else ""
+    return f"process {found.pid} on {found.host} since {found.since}{far}"
+
+
+def table_version(settings: Settings) -> int:
+    """Return the latest version of the table.
+
+    Raises:
+        TableError: the table cannot be read.
+    """
+    return open_snapshot(settings, None).version
+
+
+def _bytes_under(folder: Path) -> int:
+    n_bytes = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a sync may be tidying up
+            n_bytes += path.stat().st_size if path.is_file() else 0
+    return n_bytes

@@ -1,0 +1,179 @@
+"""Settings become parts: table, index, models.
+
+Builds; decides nothing. The heavy libraries (torch, LanceDB, llama.cpp: 2 to 10 seconds each) are
+imported inside the functions that need them, so that `import rag`, `rag --help` and the port of
+the web chat do not wait for them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from weakref import WeakValueDictionary
+
+from rag.catalogue import EMBEDDING_MODELS, LLM_MODELS
+from rag.progress import Progress, silent
+from rag.settings import Settings
+
+if TYPE_CHECKING:
+    from rag import mirror
+    from rag.embedding import E5Embedding
+    from rag.index import Index
+    from rag.llm import GgufLLM
+    from rag.splitting import Splitter
+    from rag.store import NodeStore
+    from rag.table import Snapshot
+
+_INDEXES = "data/index"
+_LOCAL_N_CTX = 4096
+
+T = TypeVar("T")
+_loading = threading.RLock()  # two threads that need a model load it once
+_models: WeakValueDictionary[tuple[object, ...], Any] = WeakValueDictionary()
+_kept: dict[str, Any] = {}
+
+
+def index_uri(settings: Settings) -> str:
+    """Return where the index is: as set, or a folder of its own for each table."""
+    if settings.index.uri is not None:
+        return settings.index.uri
+    name = re.sub(r"[^\w.-]+", "-", settings.table.uri.rstrip("/").rsplit("/", 1)[-1])[:40]
+    mark = hashlib.blake2b(settings.table.uri.encode(), digest_size=4).hexdigest()
+    return f"{_INDEXES}/{name}-{mark}"
+
+
+def open_snapshot(settings: Settings, version: int | None) -> Snapshot:
+    """Open a version of the table; None is the latest."""
+    from rag import table
+
+    return table.open_table(
+        settings.table.uri,
+        template=settings.table.template,
+        key=settings.table.key,
+        on_bad_key=settings.table.on_bad_key,
+        version=version,
+        storage_options=table_options(settings),
+    )
+
+
+def table_options(settings: Settings) -> dict[str, str]:
+    """Return the table's storage options."""
+    return {k: v.get_secret_value() for k, v in settings.table.storage_options.items()}
+
+
+def open_index(settings: Settings) -> Index:
+    """Open the index on disk."""
+    from rag.index import Index
+
+    return Index(index_uri(settings), index_options(settings))
+
+
+def index_options(settings: Settings) -> dict[str, str] | None:
+    """Return the index's storage options: its own, else the table's."""
+    options = settings.index.storage_options
+    if options is None:
+        return table_options(settings) or None
+    return {k: v.get_secret_value() for k, v in options.items()} or None
+
+
+def open_store(settings: Settings) -> NodeStore:
+    """Open the index for reading through LlamaIndex."""
+    from rag.store import NodeStore
+
+    return NodeStore(index_uri(settings), index_options(settings))
+
+
+def recipe_of(settings: Settings, progress: Progress = silent) -> mirror.Recipe:
+    """Return how passages become vectors; no model is loaded yet."""
+    from rag import weights
+    from rag.mirror import Embedder, Recipe
+
+    def model() -> E5Embedding:
+        progress("loading the embedding model", 0, 0)
+        return load_embedding(settings, progress)
+
+    return Recipe(
+        embedding=weights.embedding_fingerprint(settings.embedding.model),
+        dimension=_dimension(settings),
+        chunk_tokens=settings.embedding.chunk_tokens,
+        chunk_overlap=settings.embedding.chunk_overlap,
+        embedder=Embedder(functools.cache(model), functools.cache(lambda: load_splitter(settings))),
+    )
+
+
+def _dimension(settings: Settings) -> int:
+    from rag import weights
+
+    entry = EMBEDDING_MODELS.get(settings.embedding.model)
+    if entry is not None:
+        return entry.dimension
+    config = weights.embedding_folder(settings.embedding.model) / "config.json"
+    return int(json.loads(config.read_text())["hidden_size"])
+
+
+def load_embedding(settings: Settings, progress: Progress = silent) -> E5Embedding:
+    """Load the embedding model, once while anything uses it."""
+    from rag import weights
+
+    with _loading:
+        folder = weights.embedding_folder(settings.embedding.model, progress=progress)
+        return _embedding_at(folder, settings.embedding.device)
+
+
+def _embedding_at(folder: Path, device: str) -> E5Embedding:
+    from rag.embedding import E5Embedding
+
+    return _shared("embedding", (folder, device), lambda: E5Embedding(folder, device=device))
+
+
+def load_splitter(settings: Settings) -> Splitter:
+    """Load what cuts long texts."""
+    from rag import weights
+    from rag.splitting import Splitter
+
+    return Splitter(
+        weights.embedding_folder(settings.embedding.model),
+        settings.embedding.chunk_tokens,
+        settings.embedding.chunk_overlap,
+    )
+
+
+def load_llm(settings: Settings, progress: Progress = silent) -> GgufLLM:
+    """Load the language model, once while anything uses it."""
+    from rag import weights
+
+    entry = LLM_MODELS.get(settings.llm.model)
+    with _loading:
+        return _llm_at(
+            weights.gguf_file(settings.llm.model, progress=progress),
+            name=settings.llm.model,
+            prompt_format=entry.prompt_format if entry else None,
+            n_ctx=settings.llm.n_ctx or (entry.n_ctx if entry else _LOCAL_N_CTX),
+            n_gpu_layers=settings.llm.n_gpu_layers,
+            n_threads=settings.llm.n_threads,
+            max_tokens=settings.llm.max_tokens,
+            temperature=settings.llm.temperature,
+            seed=settings.llm.seed,
+        )
+
+
+def _llm_at(path: Path, **options: Any) -> GgufLLM:
+    from rag.llm import GgufLLM
+
+    key = (path, *sorted(options.items()))
+    return _shared("llm", key, lambda: GgufLLM(path, **options))
+
+
+def _shared(kind: str, key: tuple[object, ...], load: Callable[[], T]) -> T:
+    """Return the model of this key: loaded once while anything uses it, and the last one kept."""
+    found = _models.get((kind, *key))
+    if found is None:
+        found = _models[(kind, *key)] = load()
+    _kept[kind] = found
+    return cast(T, found)
