@@ -16,11 +16,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import lance
 import lancedb
 import polars as pl
 import pyarrow as pa
+from lance.file import LanceFileSession
 from lancedb.table import LanceTable
 
 from rag.errors import IndexingError, IndexWriteError, cause
@@ -36,6 +38,18 @@ FORMAT = 2
 FAILURES = (OSError, RuntimeError, ValueError)
 """Lance raises all three for I/O and for damaged files."""
 
+_RECIPE = (
+    "table_id",
+    "key",
+    "template",
+    "embedding",
+    "dimension",
+    "chunk_tokens",
+    "chunk_overlap",
+    "format",
+)
+"""What makes an index another one; the rest of its state moves with the table."""
+_VERSION = ("table_version", "commit", "table_uri", "on_bad_key")
 _TAG = "delta-"
 _AMONG = 2_000
 """Values in one IN list."""
@@ -67,10 +81,20 @@ class IndexState:
     answers: int | None = None
     """The Lance version that answers instead of this one; 0 while there is none."""
     is_beside: bool = False
-    """Whether this mirrors an older Delta version beside the one that answers."""
+    """Whether this never answers by itself: it mirrors an older Delta version beside the one that
+    does, or only a part of a newer one."""
     oldest: int = 0
-    """The Lance version that this recipe began with; earlier ones are of another."""
+    """The Lance version that this recipe began with, or this history of the table; earlier ones
+    are of another."""
     format: int = FORMAT
+
+    def is_alike(self, other: IndexState) -> bool:
+        """Whether both are of one recipe, so that equal rows have equal nodes."""
+        return all(getattr(self, name) == getattr(other, name) for name in _RECIPE)
+
+    def is_of_one_version(self, other: IndexState) -> bool:
+        """Whether both, of one recipe, mirror the very same commit."""
+        return all(getattr(self, name) == getattr(other, name) for name in _VERSION)
 
     def to_json(self) -> str:
         """Return the state row's text."""
@@ -84,6 +108,10 @@ class IndexState:
         return cls(
             **{k: v for k, v in values.items() if k in known} | {"key": tuple(values["key"])}
         )
+
+    def no_later(self, row_version: int | None) -> int | None:
+        """Return a row's version, no later than the mirrored one: a newer mirror shares rows."""
+        return None if row_version is None else min(row_version, self.table_version)
 
 
 @dataclass(frozen=True)
@@ -151,9 +179,8 @@ class Index:
     def newest(self) -> Opened | None:
         """Open the newest version, complete or not; None when nothing was built."""
         with self.reading():
-            if NODES not in self.connection.list_tables().tables:
-                return None
-            return self._opened(self.connection.open_table(NODES))
+            table = self.open(NODES)
+            return None if table is None else self._opened(table)
 
     def answering(self) -> Opened | None:
         """Open the version that answers; None when there is none yet."""
@@ -170,6 +197,14 @@ class Index:
         number = self.tags().get(table_version, -1)
         return self.at(number) if number >= answering.state.oldest else None
 
+    def versions(self) -> list[int]:
+        """Return the Delta versions that can be asked, in order."""
+        answering = self.answering()
+        if answering is None:
+            return []
+        oldest, now = answering.state.oldest, answering.state.table_version
+        return sorted({now} | {v for v, number in self.tags().items() if number >= oldest})
+
     def at(self, number: int) -> Opened:
         """Open a Lance version."""
         with self.reading():
@@ -180,15 +215,34 @@ class Index:
     def tags(self) -> dict[int, int]:
         """Return the Lance version that mirrors each Delta version, the latest mirrored first."""
         with self.reading():
-            if NODES not in self.connection.list_tables().tables:
-                return {}
-            tags = self.connection.open_table(NODES).tags.list()
+            tags = self._tags()
         found = {
             int(name.removeprefix(_TAG)): int(tag["version"])
             for name, tag in tags.items()
             if re.fullmatch(rf"{_TAG}\d+", name)
         }
         return dict(sorted(found.items(), key=lambda item: item[1], reverse=True))
+
+    def _tags(self) -> dict[str, Any]:
+        table = self.open(NODES)
+        if table is None:
+            return {}
+        with contextlib.suppress(*FAILURES):  # one may be removed while they are read
+            return dict(table.tags.list())
+        return dict(table.tags.list())
+
+    def open(self, name: str) -> LanceTable | None:
+        """Open the newest version of any table; None when nothing was ever committed to it."""
+        if name not in self.connection.list_tables().tables:
+            return None
+        try:
+            return self.connection.open_table(name)
+        except FAILURES:
+            # a kill in the first commit leaves files that no version names
+            files = LanceFileSession(self._place(name), storage_options=self.storage_options)
+            if any(files.list(part) for part in ("_versions", "_refs", "_indices")):
+                raise
+            return None
 
     def _opened(self, table: LanceTable) -> Opened:
         rows = table.search().where(f"id = '{STATE_ID}'").select(["state"]).limit(1).to_list()
@@ -267,7 +321,10 @@ class Index:
     @property
     def nodes_uri(self) -> str:
         """Where the Lance table is."""
-        return str(self.connection.uri).rstrip("/") + f"/{NODES}.lance"
+        return self._place(NODES)
+
+    def _place(self, name: str) -> str:
+        return str(self.connection.uri).rstrip("/") + f"/{name}.lance"
 
 
 def tag_name(table_version: int) -> str:

@@ -121,4 +121,5 @@ def _held(index: Index, mirrored: Opened, row_key: str) -> tuple[Row, int | None
     for node in sorted(nodes, key=lambda n: n["chunk_no"]):  # neighbours overlap
         text = text[: node["start"]] + node["text"]
     first = nodes[0]
-    return Row(row_key, text, first[COLUMNS], is_blank=False), first["row_version"]
+    row_version = mirrored.state.no_later(first["row_version"])
+    return Row(row_key, text, first[COLUMNS], is_blank=False), row_version

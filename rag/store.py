@@ -239,7 +239,7 @@ class NodeStore(LanceDBVectorStore):
         return opened
 
     def _not_mirrored(self, version: int) -> IndexingError:
-        known = self._index.tags()
+        known = self._index.versions()
         return (
             VersionNotMirrored(str(self.uri), known, version)
             if known
@@ -284,7 +284,7 @@ def _node(row: dict[str, Any], state: IndexState) -> TextNode:
         state.table_version,
         row["row_key"],
         row[COLUMNS],
-        row_version=row["row_version"],
+        row_version=state.no_later(row["row_version"]),
     )
     hidden = list(metadata)
     return TextNode(

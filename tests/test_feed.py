@@ -97,7 +97,8 @@ def test_any_history_ends_as_a_fresh_build(
         apply(followed, step, is_keyed=is_keyed)
     report = followed.sync()
     event(report.read)
-    assert report.read != "table"
+    is_updated = any(step[0] == "update" for step in history)
+    assert report.read != "table" or (is_updated and not is_keyed)
     whole = fresh.sync()
     assert held(followed) == held(fresh)
     mine, built = followed.store.state(), fresh.store.state()
@@ -159,6 +160,27 @@ def test_a_duplicate_key_in_the_feed_is_refused(world: World) -> None:
     world.create(pl.DataFrame({"row_id": ["a"], "text": ["red"]}))
     world.sync()
     write_deltalake(world.uri, pl.DataFrame({"row_id": ["a"], "text": ["blue"]}), mode="append")
+    with pytest.raises(RowKeyError, match="repeats in 2 rows"):
+        world.sync()
+    assert [n.text for n in world.store.get_nodes()] == ["red"]
+
+
+def test_an_update_of_equal_rows_is_read_from_the_table(world: World) -> None:
+    """deltalake tells an update as a difference of sets, so equal rows are missing from it."""
+    world.key = ()
+    world.create(pl.DataFrame({"text": ["red"], "n": [0]}))
+    world.sync()
+    write_deltalake(world.uri, pl.DataFrame({"text": ["red", "blue"], "n": [0, 0]}), mode="append")
+    DeltaTable(world.uri).update(updates={"text": "'red'"})
+    assert world.sync().read == "table"
+    assert [n.text for n in world.store.get_nodes()] == ["red"] * 3
+
+
+def test_a_feed_that_hides_a_duplicate_key_is_not_believed(world: World) -> None:
+    world.create(pl.DataFrame({"row_id": ["a"], "text": ["red"]}))
+    world.sync()
+    write_deltalake(world.uri, pl.DataFrame({"row_id": ["a"], "text": ["blue"]}), mode="append")
+    DeltaTable(world.uri).update(updates={"text": "'blue'"})
     with pytest.raises(RowKeyError, match="repeats in 2 rows"):
         world.sync()
     assert [n.text for n in world.store.get_nodes()] == ["red"]

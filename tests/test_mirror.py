@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import lance
 import lancedb
@@ -30,7 +34,7 @@ from rag.errors import (
     TableEmpty,
     VersionNotMirrored,
 )
-from rag.mirror import publishing
+from rag.mirror import n_staged, publishing, run
 from rag.store import NodeStore
 
 
@@ -483,6 +487,180 @@ def test_a_reader_whose_version_was_cleaned_up_reads_the_next(
         patched.setattr(world.index, "answering", lambda: next(given, None) or answering())
         assert mirrored(world) == {"a": "blue sky"}
     assert next(given, None) is None
+
+
+class Killed(BaseException):
+    """Raised where a kill -9 would strike."""
+
+
+def kill(*_: object, **__: object) -> None:
+    raise Killed
+
+
+@contextlib.contextmanager
+def killed_at(owner: object, name: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(owner, name, kill)
+        with pytest.raises(Killed):
+            yield
+
+
+def test_a_first_build_killed_before_its_first_commit_begins_again(
+    world: World, tmp_path: Path
+) -> None:
+    world.write(frame(a="red apple"))
+    torn = tmp_path / "index" / "nodes.lance" / "data"
+    torn.mkdir(parents=True)
+    (torn / "x.lance").write_bytes(b"half a file")
+    with pytest.raises(IndexNotBuilt, match="Run `rag sync`"):
+        world.store.get_nodes()
+    assert counts(world.sync()) == (1, 0, 0, 0, 1)
+    assert mirrored(world) == {"a": "red apple"}
+
+
+def test_a_stage_killed_before_its_first_commit_begins_again(world: World, tmp_path: Path) -> None:
+    world.write(frame(a="red apple"))
+    with killed_at(run.Staging, "fill"):
+        world.sync()
+    (stage,) = (tmp_path / "index").glob("rag-stage-*.lance")
+    shutil.rmtree(stage / "_versions")
+    assert n_staged(world.index) == 0
+    assert counts(world.sync()) == (1, 0, 0, 0, 1)
+    assert not list((tmp_path / "index").glob("rag-stage-*.lance"))
+
+
+def test_a_stage_that_was_published_goes_with_the_next_sync(world: World) -> None:
+    world.write(frame(a="red apple"))
+    with killed_at(run, "drop_stages"):
+        world.sync()
+    assert n_staged(world.index) == 1
+    assert world.sync().read == "nothing"
+    assert n_staged(world.index) == 0
+
+
+def test_old_tags_go_though_a_sync_was_killed_before_it_set_its_own(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.keep_versions = 2
+    for n in range(3):
+        world.write(frame(a=f"text {n}"))
+        with monkeypatch.context() as patched:
+            if n == 2:
+                patched.setattr(publishing, "retire", kill)
+            try:
+                world.sync()
+            except Killed:
+                assert n == 2
+    assert mirrored(world) == {"a": "text 2"}
+    assert world.sync().read == "nothing"
+    assert sorted(world.index.tags()) == [1, 2]
+
+
+def test_versions_of_another_history_are_not_addressable(world: World, tmp_path: Path) -> None:
+    world.create(frame(a="red apple"))
+    shutil.copytree(world.uri, tmp_path / "backup")
+    world.sync()
+    for text in ("blue sky", "green grass"):
+        world.write(frame(a=text))
+        world.sync()
+    shutil.rmtree(world.uri)
+    (tmp_path / "backup").rename(world.uri)
+    for text in ("grey mouse", "black cat", "white hen"):
+        world.write(frame(a=text))
+    world.sync()
+    assert world.index.versions() == [3]
+    world.store.expect(version=1)  # "blue sky" there, "grey mouse" now
+    with pytest.raises(VersionNotMirrored, match="mirrors version 3 .*not 1.*--version 1"):
+        world.store.get_nodes()
+    world.sync(version=1)
+    assert mirrored(world) == {"a": "grey mouse"}
+
+
+def test_a_version_beside_can_be_asked_though_one_is_kept(world: World) -> None:
+    world.keep_versions = 1
+    world.write(frame(a="red apple"))
+    world.write(frame(a="blue sky"))
+    world.sync()
+    world.sync(version=0)
+    world.store.expect(version=0)
+    assert mirrored(world) == {"a": "red apple"}
+    world.write(frame(a="green grass"))
+    world.sync()
+    assert world.index.versions() == [2]
+
+
+def test_only_versions_that_can_be_asked_are_named(world: World) -> None:
+    for text in ("red apple", "blue sky"):
+        world.write(frame(a=text))
+        world.sync()
+    world.template = "so: {text}"
+    with killed_at(publishing, "settle"):
+        world.sync()
+    assert sorted(world.index.tags()) == [0, 1]
+    world.store.expect(version=0)
+    with pytest.raises(VersionNotMirrored, match="mirrors version 1 of the table, not 0"):
+        world.store.get_nodes()
+    with killed_at(publishing.upkeep, "purge"):
+        world.sync(purge=True)
+    with pytest.raises(VersionNotMirrored, match="mirrors version 1 of the table, not 0"):
+        world.store.get_nodes()
+
+
+@pytest.mark.parametrize("version", [None, 1], ids=["newer", "beside"])
+def test_a_change_too_large_for_one_commit_is_not_seen_in_parts(
+    world: World, monkeypatch: pytest.MonkeyPatch, version: int | None
+) -> None:
+    monkeypatch.setattr(publishing, "_PORTION", 1)
+    monkeypatch.setattr(run.Staging, "batches", in_batches_of(7))
+    old = frame(**{f"k{i}": f"text {i}" for i in range(30)})
+    new = frame(**{f"k{i}": f"new text {i}" for i in range(20, 60)})
+    for rows in (old, new, old):
+        world.write(rows)
+    world.sync(version=0 if version is None else 2)
+    before = mirrored(world)
+    upsert = publishing._upsert
+    n_parts = 0
+
+    def watched(*arguments: Any) -> None:
+        nonlocal n_parts
+        if n_parts == 3:
+            n_parts = 0
+            raise Killed
+        upsert(*arguments)
+        n_parts += 1
+        assert mirrored(world) == before
+
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        patched.setattr(publishing, "_upsert", watched)
+        world.sync(version=1)
+    assert n_parts == 0
+    assert mirrored(world) == before
+    report = world.sync(version=1)
+    assert counts(report)[-1] == 0
+    world.store.expect(version=1)
+    assert mirrored(world) == dict(zip(new["row_id"], new["text"], strict=True))
+
+
+def in_batches_of(n_rows: int) -> Any:
+    def batches(staging: run.Staging) -> Iterator[pa.RecordBatch]:
+        yield from staging.table.to_lance().to_batches(batch_size=n_rows)
+
+    return batches
+
+
+def test_what_should_answer_is_gone_and_a_rebuild_mends_it(world: World) -> None:
+    world.write(frame(a="red apple"))
+    world.sync()
+    world.template = "so: {text}"
+    with killed_at(publishing, "switch"):
+        world.sync()
+    world.index.dataset().tags.delete("delta-0")
+    world.index.dataset().cleanup_old_versions(timedelta(0), delete_unverified=True)
+    world.template = "{text}"
+    with pytest.raises(IndexingError, match="cannot be read"):
+        world.sync()
+    world.sync(rebuild=True)
+    assert mirrored(world) == {"a": "red apple"}
 
 
 @pytest.mark.proof

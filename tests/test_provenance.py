@@ -9,6 +9,7 @@ from conftest import World
 from deltalake import DeltaTable, write_deltalake
 
 from rag.errors import RowNotFound, VersionGone
+from rag.mirror import publishing
 from rag.provenance import ColumnChange, RowView, look
 
 
@@ -51,6 +52,51 @@ def test_row_version_is_when_the_row_last_changed(world: World, steps: tuple[int
     assert found == {"a": 0, "b": 1, "d": 3}
     assert {n.metadata["table_version"] for n in world.store.get_nodes()} == {3}
     assert view(world, "b").row_version == 1
+
+
+def test_a_row_that_went_and_came_back_has_changed_since(world: World) -> None:
+    world.create(pl.DataFrame({"row_id": ["a", "b"], "text": ["red", "blue"]}))
+    world.sync()
+    for text in ("pink", "red"):
+        DeltaTable(world.uri).update(updates={"text": f"'{text}'"}, predicate="row_id = 'a'")
+    report = world.sync()
+    assert (report.read, report.n_updated, report.n_unchanged) == ("feed", 1, 1)
+    assert report.n_embedded == 0
+    found = {n.metadata["row_key"]: n.metadata["row_version"] for n in world.store.get_nodes()}
+    assert found == {"a": 2, "b": 0}
+
+
+def test_no_row_of_an_older_version_is_newer_than_it(world: World) -> None:
+    world.create(pl.DataFrame({"row_id": ["a"], "text": ["red"]}))
+    for text in ("pink", "red"):
+        DeltaTable(world.uri).update(updates={"text": f"'{text}'"}, predicate="row_id = 'a'")
+    world.sync()
+    world.sync(version=0)
+    assert view(world, "a", 0).row_version == 0
+    assert [n.metadata["row_version"] for n in world.store.get_nodes()] == [2]
+    world.store.expect(version=0)
+    assert [n.metadata["row_version"] for n in world.store.get_nodes()] == [0]
+
+
+def test_what_an_interrupted_sync_staged_is_dated_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    world.create(pl.DataFrame({"row_id": ["a", "b"], "text": ["red", "blue"]}))
+    with monkeypatch.context() as patched:
+        patched.setattr(publishing, "replace_all", kill)
+        with pytest.raises(Killed):
+            world.sync()
+    for text in ("pink", "red"):
+        DeltaTable(world.uri).update(updates={"text": f"'{text}'"}, predicate="row_id = 'a'")
+    assert world.sync().n_embedded == 0
+    found = {n.metadata["row_key"]: n.metadata["row_version"] for n in world.store.get_nodes()}
+    assert found == {"a": 2, "b": 0}
 
 
 def test_without_a_feed_row_version_is_the_first_version_seen(world: World) -> None:

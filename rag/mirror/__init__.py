@@ -115,4 +115,5 @@ def glance(index: Index, snapshot: Snapshot, recipe: Recipe) -> SyncReport | Non
 def n_staged(index: Index) -> int:
     """Return how many nodes an interrupted or running build has staged."""
     with index.reading():
-        return sum(index.connection.open_table(name).count_rows() for name in stages(index))
+        tables = [index.open(name) for name in stages(index)]
+        return sum(table.count_rows() for table in tables if table is not None)

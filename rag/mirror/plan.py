@@ -15,8 +15,9 @@ from typing import Literal
 import polars as pl
 
 from rag.index import IndexState, node_id
-from rag.progress import Progress
+from rag.progress import Progress, SyncReport
 from rag.table import FeedUnreadable, Rows, Snapshot, content_key
+from rag.table.opening import FAILURES
 
 _MOST = 10_000
 """Changes that are always followed, however small the table."""
@@ -52,14 +53,26 @@ class Plan:
 
     def rows(self) -> Iterator[tuple[Rows, pl.Series]]:
         """Yield the rows of `wanted`, each batch with the `row_version` of its rows."""
-        one = self.wanted["row_version"].unique()
+        # looked up in order: a join would go over all wanted rows, for each batch
+        ordered = self.wanted.sort("row_key")
         for rows in self.batches():
-            if len(one) == 1:  # as in most full builds; a join would go over all wanted rows
-                yield rows, pl.repeat(one[0], len(rows.keys), dtype=pl.Int64, eager=True)
-                continue
-            keys = rows.keys.alias("row_key").to_frame()
-            versions = keys.join(self.wanted, on="row_key", how="left", maintain_order="left")
-            yield rows, versions["row_version"]
+            at = ordered["row_key"].search_sorted(rows.keys)
+            yield rows, ordered["row_version"].gather(at)
+
+    def report(self, table_version: int, *, n_embedded: int) -> SyncReport:
+        """Return what a sync tells that follows this plan."""
+        return SyncReport(
+            table_version=table_version,
+            n_added=self.n_added,
+            n_updated=self.n_updated,
+            n_deleted=self.n_deleted,
+            n_unchanged=self.n_unchanged,
+            n_embedded=n_embedded,
+            seconds=0.0,
+            n_blank=self.n_blank,
+            n_left_out=self.n_left_out,
+            read=self.read,
+        )
 
     def gone(self, staged: pl.DataFrame) -> Iterator[list[str]]:
         """Yield the ids of nodes that go, in portions.
@@ -142,10 +155,10 @@ def by_feed(snapshot: Snapshot, state: IndexState, held: Held, *, progress: Prog
     Raises:
         FeedUnreadable: the feed cannot be read, or does not explain what the index holds.
     """
-    if state.n_left_out:
-        raise FeedUnreadable("rows with bad keys are left out, and it cannot tell which return")
+    _refuse_what_it_cannot_tell(snapshot, state)
     feed = _Feed()
-    most = max(_MOST, snapshot.n_rows())
+    n_total = snapshot.n_rows()
+    most = max(_MOST, n_total)
     for change in snapshot.changes(state.table_version):
         feed.count(change.rows, change.signs, change.versions)
         feed.n_blank += change.n_blank
@@ -156,10 +169,15 @@ def by_feed(snapshot: Snapshot, state: IndexState, held: Held, *, progress: Prog
     old = dict(zip(touched["row_key"], touched["row_hash"], strict=True))
     after = feed.after(old) if snapshot.key else feed.after_keyless(old)
     leaving = {k for k, new in after.items() if k in old and old[k] != new}
+    if snapshot.key:  # a row that went and came back has another `row_version`
+        leaving |= {k for k, new in after.items() if k in old and new and feed.came(k, new)}
     staged = {k: new for k, new in after.items() if new and (k not in old or k in leaving)}
     left = touched.filter(pl.col("row_key").is_in(list(leaving)))
     n_added = sum(k not in old for k in staged)
     n_updated = len(staged) - n_added
+    n_now = state.n_rows - len(leaving) + len(staged) + state.n_blank + feed.n_blank
+    if n_now != n_total and not _has_vectors(snapshot):
+        raise FeedUnreadable(f"it comes to {n_now:,} rows where the table holds {n_total:,}")
     return Plan(
         wanted=feed.dated(staged, otherwise=snapshot.version),
         leaving=left.select(_LEAVING),
@@ -173,6 +191,28 @@ def by_feed(snapshot: Snapshot, state: IndexState, held: Held, *, progress: Prog
         read="feed",
         batches=lambda: iter([feed.rows(staged)] if staged else []),
     )
+
+
+def _refuse_what_it_cannot_tell(snapshot: Snapshot, state: IndexState) -> None:
+    if state.n_left_out:
+        raise FeedUnreadable("rows with bad keys are left out, and it cannot tell which return")
+    if not snapshot.key and _is_updated(snapshot, state.table_version):
+        raise FeedUnreadable("of equal rows, it tells an update wrong")
+
+
+def _is_updated(snapshot: Snapshot, since: int) -> bool:
+    """Whether an UPDATE is among the commits, where deltalake takes equal rows for one."""
+    try:
+        commits = snapshot.delta.history(snapshot.version - since)
+    except FAILURES as e:
+        raise FeedUnreadable(f"the log cannot be read: {e}") from e
+    updates = [c for c in commits if c.get("operation") == "UPDATE"]
+    return any("Spark" not in str(c.get("engineInfo")) for c in updates)
+
+
+def _has_vectors(snapshot: Snapshot) -> bool:
+    # the log then counts the rows of the files, deleted ones too
+    return "deletionVectors" in (snapshot.delta.protocol().reader_features or ())
 
 
 class _Feed:
@@ -229,13 +269,18 @@ class _Feed:
                 found[content_key(content, n)] = content if n <= n_new else None
         return found
 
+    def came(self, key: str, content: str) -> bool:
+        """Whether this row came in on the way, and not only as an overwrite says it again."""
+        return bool(self._came_at(key, content))
+
+    def _came_at(self, key: str, content: str) -> list[int]:
+        # without a key the feed counts by content
+        at = self._at.get((key, content)) or self._at.get((content, content)) or Counter()
+        return [version for version, n in at.items() if n > 0]
+
     def dated(self, wanted: dict[str, str], *, otherwise: int) -> pl.DataFrame:
         """Return the rows with the version at which each came in and stayed."""
-        versions = []
-        for key, content in wanted.items():
-            # without a key the feed counts by content
-            at = self._at.get((key, content)) or self._at[(content, content)]
-            versions.append(max((v for v, n in at.items() if n > 0), default=otherwise))
+        versions = [max(self._came_at(*row), default=otherwise) for row in wanted.items()]
         return pl.DataFrame(
             {
                 "row_key": list(wanted),

@@ -30,6 +30,8 @@ from rag.index import (
 
 _log = logging.getLogger(__name__)
 
+_PORTION = 64 << 20
+"""Bytes of rows in one commit. Lance refuses what does not fit into 300 MB, beside its keys."""
 _TOMBSTONE = f"row_hash IS NULL AND id <> '{STATE_ID}'"
 
 
@@ -40,7 +42,10 @@ def merge(
     gone: Iterable[list[str]],
     state: IndexState,
 ) -> None:
-    """Upsert nodes, remove those of the ids in `gone` and set the state: one commit.
+    """Upsert nodes, remove those of the ids in `gone` and set the state.
+
+    That is one commit, unless there is more than Lance joins in memory: then the commits before the
+    last are versions that never answer.
 
     Args:
         index: The index.
@@ -53,14 +58,38 @@ def merge(
         IndexWriteError: another sync committed since `base` was opened, or the disk is full.
     """
     schema = base.table.schema
-    rows = itertools.chain(nodes, _tombstones(schema, gone), [_state_row(schema, state)])
+    # `is_beside`, so that after a kill it is taken back
+    answers = base.number if state.answers is None else state.answers
+    part = _state_row(schema, replace(state, answers=answers, is_beside=True))
+    portions = _portions(itertools.chain(nodes, _tombstones(schema, gone)))
     with index.writing():
         # lancedb has no way to refuse a commit on a stale base; pylance has
         dataset = lance.dataset(
             index.nodes_uri, version=base.number, storage_options=index.storage_options
         )
-        upsert = dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-        upsert.conflict_retries(0).execute(pa.RecordBatchReader.from_batches(schema, rows))
+        held = next(portions, [])
+        for portion in portions:
+            _upsert(dataset, [*held, part])
+            held = portion
+        _upsert(dataset, [*held, _state_row(schema, state)])
+
+
+def _upsert(dataset: lance.LanceDataset, rows: list[pa.RecordBatch]) -> None:
+    """Commit rows on top of the version that is open, and open what comes of it."""
+    upsert = dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+    reader = pa.RecordBatchReader.from_batches(rows[0].schema, rows)
+    upsert.conflict_retries(0).execute(reader)
+
+
+def _portions(rows: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    portion: list[pa.RecordBatch] = []
+    for batch in rows:
+        if portion and sum(b.nbytes for b in (*portion, batch)) > _PORTION:
+            yield portion
+            portion = []
+        portion.append(batch)
+    if portion:
+        yield portion
 
 
 def replace_all(
@@ -73,7 +102,7 @@ def replace_all(
         lance.write_dataset(
             pa.RecordBatchReader.from_batches(schema, rows),
             index.nodes_uri,
-            mode="overwrite" if _exists(index) else "create",
+            mode="create" if index.open(NODES) is None else "overwrite",
             storage_options=index.storage_options,
         )
 
@@ -93,8 +122,8 @@ def settle(index: Index, *, keep: int) -> None:
         if dataset.count_rows(_TOMBSTONE):
             dataset.delete(_TOMBSTONE)
         upkeep.tend(index.dataset())
-        mark(index)
         retire(index, keep=keep)
+        mark(index)
     except (*FAILURES, IndexingError) as e:
         _log.warning("The index at %s could not be tidied: %s", index.uri, index_cause(e))
 
@@ -142,14 +171,19 @@ def mark(index: Index) -> None:
 def retire(index: Index, *, keep: int) -> list[int]:
     """Remove the tags of all but the last mirrored versions; the one that answers stays.
 
+    Args:
+        index: The index.
+        keep: Versions that stay, with the one that answers.
+
     Returns:
         The Delta versions that are no longer addressable.
     """
     answering = index.answering()
     assert answering is not None
     tags = index.tags()
-    kept = [v for v, number in tags.items() if number >= answering.state.oldest][:keep]
-    kept.append(answering.state.table_version)
+    now = answering.state
+    others = [v for v, number in tags.items() if number >= now.oldest and v != now.table_version]
+    kept = [now.table_version, *others[: max(keep - 1, 0)]]
     gone = sorted(set(tags) - set(kept))
     if gone:
         dataset = index.dataset()
@@ -177,12 +211,8 @@ def purge(index: Index) -> list[int]:
 def discard(index: Index) -> None:
     """Drop an index that cannot be read."""
     with index.writing():
-        if _exists(index):
+        if NODES in index.connection.list_tables().tables:
             index.connection.drop_table(NODES)
-
-
-def _exists(index: Index) -> bool:
-    return NODES in index.connection.list_tables().tables
 
 
 def _tombstones(schema: pa.Schema, gone: Iterable[list[str]]) -> Iterator[pa.RecordBatch]:

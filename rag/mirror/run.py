@@ -24,17 +24,6 @@ _log = logging.getLogger(__name__)
 
 _FEW = 50_000
 """Rows that are compared in well under a second."""
-_RECIPE = (
-    "table_id",
-    "key",
-    "template",
-    "embedding",
-    "dimension",
-    "chunk_tokens",
-    "chunk_overlap",
-    "format",
-)
-"""What makes an index another one; the rest of its state moves with the table."""
 
 
 @dataclass(frozen=True)
@@ -114,17 +103,19 @@ class Run:
                 publishing.mark(self._index)
         if self._is_done():
             if not was_settled:
-                publishing.settle(self._index, keep=self._options.keep_versions)
+                self._settle()
+            if not self._options.is_pinned:  # no other version is on its way
+                drop_stages(self._index, self._stage())
             return self._reported(self._nothing())
-        plan = self._plan()
+        plan, version = self._plan(), self._snapshot.version
         if not plan.n_rows:
-            raise TableEmpty(self._snapshot.uri, self._snapshot.version, plan.n_blank)
+            raise TableEmpty(self._snapshot.uri, version, plan.n_blank)
         staging = self._staging()
         staged = staging.fill(plan.rows(), plan.wanted, self._progress)
         self._progress("publishing", 0, 0)
         self._publish(plan, staging, staged)
         drop_stages(self._index, staging.name)
-        return self._reported(_report(self._snapshot.version, plan, staging.n_embedded))
+        return self._reported(plan.report(version, n_embedded=staging.n_embedded))
 
     def preview(self) -> SyncReport:
         """Return what `run` would do."""
@@ -138,7 +129,7 @@ class Run:
             n_new += len(hashes)
             if known is not None:
                 n_new -= len(self._index.vectors(known.table, sorted(hashes)))
-        return _report(self._snapshot.version, plan, n_new)
+        return plan.report(self._snapshot.version, n_embedded=n_new)
 
     def glance(self) -> SyncReport | None:
         """Return what changed, where that is told quickly; None where the table is large."""
@@ -148,7 +139,7 @@ class Run:
             return None
         if not self._follows(self._base.state) and self._snapshot.n_rows() > _FEW:
             return None
-        return _report(self._snapshot.version, self._plan(), 0)
+        return self._plan().report(self._snapshot.version, n_embedded=0)
 
     # -- where the index stands --------------------------------------------------------------
 
@@ -186,7 +177,10 @@ class Run:
             return
         if newest is None or newest.state.answers is None:
             return
-        if not newest.state.is_beside and _is_same_recipe(newest.state, self._wanted):
+        if self._answering is None and newest.state.answers and self._options.rebuild:
+            publishing.discard(self._index)  # what should answer cannot be read
+            return
+        if not newest.state.is_beside and newest.state.is_alike(self._wanted):
             publishing.switch(self._index)
         elif newest.state.answers:
             publishing.fall_back(self._index, newest.state.answers)
@@ -198,9 +192,7 @@ class Run:
     def _moves_on(self) -> bool:
         """Whether only the table's version moved, so that equal rows can stay as they are."""
         state = self._state_now()
-        return (
-            state is not None and not self._options.rebuild and _is_same_recipe(state, self._wanted)
-        )
+        return state is not None and not self._options.rebuild and state.is_alike(self._wanted)
 
     def _is_beside(self) -> bool:
         """Whether an older version is to be mirrored while the newer one goes on answering."""
@@ -218,7 +210,7 @@ class Run:
         mirrored = self._answering
         if self._is_beside():
             mirrored = self._index.mirrored(self._snapshot.version)
-        return mirrored is not None and _is_same_version(mirrored.state, self._wanted)
+        return mirrored is not None and mirrored.state.is_of_one_version(self._wanted)
 
     # -- what is to be done ----------------------------------------------------------------------
 
@@ -275,15 +267,17 @@ class Run:
 
     def _staging(self) -> Staging:
         known = self._known()
-        recipe = replace(self._wanted, table_version=0, commit="", table_uri="")
-        mark = text_hash(recipe.to_json() + str(self._schema))[:12]
         return Staging(
             self._index,
-            STAGE + mark,
+            self._stage(),
             self._schema,
             self._recipe.embedder,
             None if known is None else known.table,
         )
+
+    def _stage(self) -> str:
+        recipe = replace(self._wanted, table_version=0, commit="", table_uri="")
+        return STAGE + text_hash(recipe.to_json() + str(self._schema))[:12]
 
     def _publish(self, plan: Plan, staging: Staging, staged: pl.DataFrame) -> None:
         """Commit what was staged, and let it answer, or stand beside what answers."""
@@ -297,7 +291,7 @@ class Run:
             n_left_out=plan.n_left_out,
             is_beside=is_beside,
         )
-        if answering is not None and self._moves_on():
+        if answering is not None and self._moves_on() and (is_beside or self._goes_on()):
             state = replace(state, oldest=answering.state.oldest)
         elif newest is not None:
             state = replace(state, oldest=newest.number + 1)
@@ -319,7 +313,20 @@ class Run:
             with self._index.writing():
                 publishing.mark(self._index)
             publishing.fall_back(self._index, goes_on)
-        publishing.settle(self._index, keep=self._options.keep_versions)
+        self._settle()
+
+    def _goes_on(self) -> bool:
+        """Whether the mirrored version is still one of the table's; a backup may have others."""
+        state = self._state_now()
+        if state is None or self._snapshot.version < state.table_version:
+            return False
+        there = self._snapshot.commit_of(state.table_version)
+        return there in (state.commit, "") or not state.commit
+
+    def _settle(self) -> None:
+        # the version beside was asked for: it is not the one too many
+        least = 2 if self._is_beside() else 1
+        publishing.settle(self._index, keep=max(self._options.keep_versions, least))
 
     # -- what is told ----------------------------------------------------------------------------
 
@@ -357,35 +364,6 @@ def _state(snapshot: Snapshot, recipe: Recipe) -> IndexState:
         chunk_tokens=recipe.chunk_tokens,
         chunk_overlap=recipe.chunk_overlap,
         commit=snapshot.commit_of(snapshot.version),
-    )
-
-
-def _is_same_recipe(state: IndexState, wanted: IndexState) -> bool:
-    return all(getattr(state, name) == getattr(wanted, name) for name in _RECIPE)
-
-
-def _is_same_version(state: IndexState, wanted: IndexState) -> bool:
-    """Whether a state of the same recipe mirrors the very commit that is wanted."""
-    return (
-        state.table_version == wanted.table_version
-        and state.commit == wanted.commit
-        and state.table_uri == wanted.table_uri
-        and state.on_bad_key == wanted.on_bad_key
-    )
-
-
-def _report(table_version: int, plan: Plan, n_embedded: int) -> SyncReport:
-    return SyncReport(
-        table_version=table_version,
-        n_added=plan.n_added,
-        n_updated=plan.n_updated,
-        n_deleted=plan.n_deleted,
-        n_unchanged=plan.n_unchanged,
-        n_embedded=n_embedded,
-        seconds=0.0,
-        n_blank=plan.n_blank,
-        n_left_out=plan.n_left_out,
-        read=plan.read,
     )
 
 

@@ -92,14 +92,14 @@ class Staging:
         self.name = name
         self.n_embedded = 0
         self._n_nodes = 0
+        self._wanted = pl.DataFrame()
+        """In order of the keys; empty when another sync has left nothing."""
         self._index, self._schema = index, schema
         self._embedder, self._known = embedder, known
         with index.writing():
-            names = index.connection.list_tables().tables
+            left = index.open(name)
             self.table = (
-                index.connection.open_table(name)
-                if name in names
-                else index.connection.create_table(name, schema=schema)
+                index.connection.create_table(name, schema=schema) if left is None else left
             )
         # a kill can lose at most this much: 256 rows, or as many as are embedded in 20 seconds
         self._window = Pace(256, 8_192, 20.0)
@@ -113,7 +113,7 @@ class Staging:
 
         Args:
             rows: Reads the wanted rows, each batch with the `row_version` of its rows.
-            wanted: `row_key` and `row_hash` of all of them.
+            wanted: `row_key`, `row_hash` and `row_version` of all of them.
             progress: Told how many are staged.
 
         Returns:
@@ -123,6 +123,8 @@ class Staging:
             IndexWriteError: another sync wrote into the same stage, or the disk is full.
         """
         left = self._left_by_another(wanted)
+        if len(left):
+            self._wanted = wanted.sort("row_key")
         self._n_nodes = int(left["n_nodes"].sum())
         done = len(left)
         progress("rows", done, len(wanted))
@@ -147,7 +149,15 @@ class Staging:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the staged nodes."""
-        yield from self.table.to_lance().to_batches()
+        for batch in self.table.to_lance().to_batches():
+            yield batch if self._wanted.is_empty() else self._dated(batch)
+
+    def _dated(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Set the `row_version` of this sync: what was left may be of another one."""
+        at = self._wanted["row_key"].search_sorted(pl.Series(batch["row_key"].to_pylist()))
+        versions = pa.array(self._wanted["row_version"].gather(at).to_list(), pa.int64())
+        column = batch.schema.get_field_index("row_version")
+        return batch.set_column(column, self._schema.field("row_version"), versions)
 
     def _left_by_another(self, wanted: pl.DataFrame) -> pl.DataFrame:
         """Return what an interrupted sync has staged and this one wants; the rest is dropped."""
@@ -207,12 +217,16 @@ def drop_stages(index: Index, done: str | None) -> None:
     """
     try:
         for name in stages(index):
-            table = index.connection.open_table(name)
-            written = table.list_versions()[-1]["timestamp"].astimezone(UTC)
-            if done in (name, None) or datetime.now(UTC) - written > _KEPT:
+            table = index.open(name)
+            if done in (name, None) or table is None or _is_old(table):
                 index.connection.drop_table(name)
     except (*FAILURES, IndexingError) as e:
         _log.warning("A staging table of %s could not be dropped: %s", index.uri, index_cause(e))
+
+
+def _is_old(stage: LanceTable) -> bool:
+    written = stage.list_versions()[-1]["timestamp"].astimezone(UTC)
+    return bool(datetime.now(UTC) - written > _KEPT)
 
 
 def _windows(
