@@ -190,12 +190,13 @@ class RowKeyError(TableError):
 class TableEmpty(TableError):
     """No row of the table has any text to index."""
 
-    def __init__(self, uri: str, version: int, n_skipped: int) -> None:
-        rows = f"all its {n_skipped:,} rows are blank" if n_skipped else "it has no rows"
-        super().__init__(
-            f"Delta table {uri!r} at version {version} has nothing to index: {rows} "
-            "in the columns that RAG_TABLE__TEMPLATE names."
-        )
+    def __init__(self, uri: str, version: int, n_blank: int, n_left_out: int = 0) -> None:
+        rows = "it has no rows."
+        if n_blank:
+            rows = f"{n_blank:,} rows are blank in the columns that RAG_TABLE__TEMPLATE names."
+        elif n_left_out:
+            rows = f"{n_left_out:,} rows have no key in the columns that RAG_TABLE__KEY names."
+        super().__init__(f"Delta table {uri!r} at version {version} has nothing to index: {rows}")
 
 
 class IndexingError(RagError):

@@ -50,6 +50,8 @@ _RECIPE = (
 )
 """What makes an index another one; the rest of its state moves with the table."""
 _VERSION = ("table_version", "commit", "table_uri", "on_bad_key")
+_PANICS = ("PanicException", "RustPanic")
+"""Classes that cannot be imported, of pylance and of lancedb."""
 _TAG = "delta-"
 _AMONG = 2_000
 """Values in one IN list."""
@@ -297,10 +299,12 @@ class Index:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Turn Lance's failures into one sentence."""
+        """Turn Lance's failures into one sentence; it panics at some damaged files."""
         try:
             yield
-        except FAILURES as e:
+        except BaseException as e:  # one of the panics is no Exception
+            if not isinstance(e, FAILURES) and type(e).__name__ not in _PANICS:
+                raise
             raise IndexingError(
                 f"The index at {self.uri!r} cannot be read: {index_cause(e)}. "
                 "Run `rag verify --repair` to mend it."

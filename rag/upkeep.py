@@ -90,7 +90,7 @@ def tend(dataset: lance.LanceDataset) -> None:
     """
     _compact(dataset)
     _create(dataset, missing=True)
-    for behind in _due(dataset):
+    for behind in due(dataset):
         _merge(dataset, [f.id for f in _fragments(dataset) if not f.segments])
         _extend(dataset, behind)
     _clean(dataset)
@@ -208,7 +208,7 @@ def _build(dataset: lance.LanceDataset, column: str) -> None:
         dataset.create_scalar_index(column, "BTREE", replace=True)
 
 
-def _due(dataset: lance.LanceDataset) -> list[Coverage]:
+def due(dataset: lance.LanceDataset) -> list[Coverage]:
     """Return the indexes that have fallen behind."""
     limit = max(_UNINDEXED, int(dataset.count_rows() * _UNINDEXED_SHARE))
     return [c for c in coverage(dataset) if c.n_unindexed > limit]

@@ -193,7 +193,7 @@ def test_an_empty_table_leaves_the_index_as_it_is(world: World) -> None:
     world.write(frame(a="red apple"))
     world.sync()
     world.write(frame(a=None, b="  "))
-    with pytest.raises(TableEmpty, match="all its 2 rows are blank"):
+    with pytest.raises(TableEmpty, match="2 rows are blank in the columns"):
         world.sync()
     assert mirrored(world) == {"a": "red apple"}
 

@@ -17,9 +17,10 @@ from deltalake import DeltaTable, write_deltalake
 from test_cli import run
 
 from rag import upkeep
+from rag.audit import Verdict, mend, state_of, verify
 from rag.errors import IndexMismatch, IndexNotBuilt, VersionNotMirrored
 from rag.index import IndexState
-from rag.mirror import Options, Verdict, mend, state_of, sync, verify
+from rag.mirror import Options, sync
 from rag.template import text_hash
 
 TEXTS = {

@@ -29,7 +29,7 @@ from rag.progress import SyncReport
 from rag.settings import Settings
 
 if TYPE_CHECKING:
-    from rag.mirror import Verdict
+    from rag.audit import Verdict
 
 _FATES = {
     "unchanged": "Unchanged in version {latest}.",

@@ -2,9 +2,7 @@
 
 Knows the table, the index and what embeds; does not know settings or where models come from.
 What changed is found by key and content hash (`plan`), only new text is embedded, into a staging
-table (`staging`), and one commit publishes it (`publishing`), under a lock (`lock`). Whether
-the result is right is asked by `verifying`, of the rows (`checks`) and of the rest (`probes`);
-`mending` prepares its repair.
+table (`staging`), and one commit publishes it (`publishing`), under a lock (`lock`).
 """
 
 from __future__ import annotations
@@ -15,10 +13,8 @@ from dataclasses import replace
 from rag.index import Index
 from rag.mirror import publishing
 from rag.mirror.lock import Holder, alone, holder
-from rag.mirror.mending import mend
 from rag.mirror.run import Options, Recipe, Run
 from rag.mirror.staging import Embedder, Splitter, drop_stages, stages
-from rag.mirror.verifying import Problem, Verdict, state_of, verify
 from rag.progress import Progress, SyncReport, silent
 from rag.table import Snapshot
 
@@ -26,18 +22,13 @@ __all__ = [
     "Embedder",
     "Holder",
     "Options",
-    "Problem",
     "Recipe",
     "Splitter",
-    "Verdict",
     "glance",
     "holder",
-    "mend",
     "n_staged",
     "pending",
-    "state_of",
     "sync",
-    "verify",
 ]
 
 

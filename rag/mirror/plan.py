@@ -21,6 +21,8 @@ from rag.table.opening import FAILURES
 
 _MOST = 10_000
 """Changes that are always followed, however small the table."""
+_LARGEST = 200_000
+"""Changes that are followed at most: each is held in memory, at about 1 kB."""
 
 Held = Callable[[str, list[str] | None], pl.DataFrame]
 """Returns what the index holds (`row_key`, `row_hash`, `n_nodes`), as `Index.hashes` does:
@@ -158,12 +160,12 @@ def by_feed(snapshot: Snapshot, state: IndexState, held: Held, *, progress: Prog
     _refuse_what_it_cannot_tell(snapshot, state)
     feed = _Feed()
     n_total = snapshot.n_rows()
-    most = max(_MOST, n_total)
+    most = min(max(_MOST, n_total), _LARGEST)
     for change in snapshot.changes(state.table_version):
         feed.count(change.rows, change.signs, change.versions)
         feed.n_blank += change.n_blank
         if feed.n_read > most:  # an overwrite a night tells every row, every night
-            raise FeedUnreadable("it tells more rows than the table holds")
+            raise FeedUnreadable("it tells more rows than the table holds, or than memory should")
         progress("changes read", feed.n_read, 0)
     touched = held("row_key" if snapshot.key else "row_hash", feed.keys())
     old = dict(zip(touched["row_key"], touched["row_hash"], strict=True))
@@ -176,7 +178,7 @@ def by_feed(snapshot: Snapshot, state: IndexState, held: Held, *, progress: Prog
     n_added = sum(k not in old for k in staged)
     n_updated = len(staged) - n_added
     n_now = state.n_rows - len(leaving) + len(staged) + state.n_blank + feed.n_blank
-    if n_now != n_total and not _has_vectors(snapshot):
+    if n_total and n_now != n_total and not _has_vectors(snapshot):
         raise FeedUnreadable(f"it comes to {n_now:,} rows where the table holds {n_total:,}")
     return Plan(
         wanted=feed.dated(staged, otherwise=snapshot.version),

@@ -109,7 +109,7 @@ class Run:
             return self._reported(self._nothing())
         plan, version = self._plan(), self._snapshot.version
         if not plan.n_rows:
-            raise TableEmpty(self._snapshot.uri, version, plan.n_blank)
+            raise TableEmpty(self._snapshot.uri, version, plan.n_blank, plan.n_left_out)
         staging = self._staging()
         staged = staging.fill(plan.rows(), plan.wanted, self._progress)
         self._progress("publishing", 0, 0)

@@ -25,7 +25,7 @@ from rag.wiring.parts import (
 )
 
 if TYPE_CHECKING:
-    from rag import mirror
+    from rag import audit, mirror
     from rag.demo import DemoReport
     from rag.index import Index, IndexState
     from rag.provenance import RowView
@@ -149,7 +149,7 @@ def _options(
 
 def verify(
     settings: Settings, *, recall: bool = False, repair: bool = False, progress: Progress = silent
-) -> mirror.Verdict:
+) -> audit.Verdict:
     """Compare the index with the Delta version that it mirrors, row by row.
 
     Args:
@@ -166,12 +166,11 @@ def verify(
         TableError: the table cannot be read at the mirrored version any more.
         IndexingError: the index cannot be mended.
     """
-    from rag import mirror
+    from rag import audit
 
-    index = open_index(settings)
-    state = mirror.state_of(index, settings.table.version)
+    state = audit.state_of(index, settings.table.version)
     try:
-        verdict = mirror.verify(
+        verdict = audit.verify(
             index, _snapshot_of(settings, state), recall=recall, progress=progress
         )
     except TableError as e:
@@ -193,11 +192,12 @@ def verify(
     return replace(verdict, notes=(*mended, *verdict.notes))
 
 
-def _repair(settings: Settings, index: Index, verdict: mirror.Verdict, progress: Progress) -> None:
+def _repair(settings: Settings, index: Index, verdict: audit.Verdict, progress: Progress) -> None:
     from rag import mirror
 
-    version = verdict.table_version
-    options = mirror.mend(index, verdict, _options(settings, version), progress=progress)
+    from rag import audit, mirror
+
+    options = audit.mend(index, verdict, _options(settings, version), progress=progress)
     mirror.sync(
         index,
         open_snapshot(settings, version),
@@ -318,7 +318,7 @@ def status(settings: Settings) -> Status:
         llm=settings.llm.model,
         index_bytes=_bytes_under(Path(index_uri(settings))),
         models_bytes=_bytes_under(weights.cache_dir()),
-        mirrored_versions=sorted(index.tags()),
+        mirrored_versions=index.versions(),
         changed=_changed(settings, index) if state and version != state.table_version else None,
         building=building(settings),
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
 
 import lance
 import numpy as np
@@ -19,27 +18,12 @@ from rag.errors import IndexingError
 from rag.index import Index, Opened, index_cause, is_in, tag_name
 from rag.upkeep import KEYS, Coverage, recall
 
-_PANICS = ("PanicException", "RustPanic")
-"""Classes that cannot be imported, of pylance and of lancedb."""
 _CACHE_BYTES = 64 << 20
 _N_SAMPLES = 100
 _N_WORDS = 20
 """Words that are looked up in the text index; each lookup scans the ids."""
 # between blanks, so that no tokenizer sees the word as a part of another
 _WORD = re.compile(r"(?<!\S)[A-Za-z]{3,20}(?!\S)")
-
-
-@contextlib.contextmanager
-def reading(index: Index) -> Iterator[None]:
-    """Turn what damaged files raise into one sentence; Lance panics at some of them."""
-    try:
-        with index.reading():
-            yield
-    except BaseException as e:  # one of the panics is no Exception
-        if type(e).__name__ not in _PANICS:
-            raise
-        with index.reading():
-            raise ValueError(str(e)) from e
 
 
 def opened_afresh(index: Index, number: int) -> lance.LanceDataset:
@@ -66,7 +50,7 @@ def damaged_indexes(
         if entry.name in found:
             continue
         try:
-            with reading(index):
+            with index.reading():
                 n_missed = _n_missed(dataset, entry.column, sample)
         except IndexingError as e:
             found[entry.name] = index_cause(e.__cause__ or e)
@@ -81,7 +65,7 @@ def unreadable_indexes(index: Index, dataset: lance.LanceDataset) -> dict[str, s
     found: dict[str, str] = {}
     for entry in dataset.describe_indices():
         try:
-            with reading(index):
+            with index.reading():
                 for segment in entry.segments:
                     _read_files(index, str(segment.uuid))
         except IndexingError as e:
@@ -136,7 +120,7 @@ def wrong_tags(index: Index, sound: Opened) -> dict[str, str]:
         sound: A version that was read in full; files that others share with it are not read again.
     """
     try:
-        with reading(index):
+        with index.reading():
             tags = index.tags()
     except IndexingError:
         return {name: f"Tag {name!r} cannot be read" for name in _unreadable(index, sound)}
@@ -145,7 +129,7 @@ def wrong_tags(index: Index, sound: Opened) -> dict[str, str]:
     for version, number in tags.items():
         name = tag_name(version)
         try:
-            with reading(index):
+            with index.reading():
                 state = index.at(number).state
                 dataset = opened_afresh(index, number)
                 for path in _files(dataset).keys() - files.keys():
@@ -171,7 +155,7 @@ def _unreadable(index: Index, sound: Opened) -> list[str]:
     tags = index.dataset().tags
     names = {tag_name(sound.state.table_version)}
     for version in index.dataset().versions():
-        with contextlib.suppress(IndexingError), reading(index):
+        with contextlib.suppress(IndexingError), index.reading():
             names.add(tag_name(index.at(version["version"]).state.table_version))
     found = []
     for name in sorted(names):

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import lance
 
 from rag import upkeep
+from rag.audit import probes
+from rag.audit.checks import NEEDED, Found, Nodes, differing
 from rag.errors import IndexingError, IndexNotBuilt, VersionNotMirrored
 from rag.index import FORMAT, Index, IndexState, Opened, nodes_schema
-from rag.mirror import probes
-from rag.mirror.checks import NEEDED, Found, Nodes, differing
 from rag.mirror.staging import stages
 from rag.progress import Progress, silent
 from rag.table import Contents, Snapshot
@@ -105,7 +105,7 @@ def verify(
     """
     blank = Verdict(snapshot.uri, snapshot.version)
     try:
-        with probes.reading(index):
+        with index.reading():
             opened = index.mirrored(snapshot.version)
     except IndexingError as e:
         return _unreadable(blank, e)
@@ -115,7 +115,7 @@ def verify(
     if of_whole:
         return replace(blank, problems=of_whole)
     try:
-        with probes.reading(index):
+        with index.reading():
             dataset = probes.opened_afresh(index, opened.number)
             found = _scan(dataset, snapshot, progress)
     except IndexingError as e:
@@ -140,9 +140,9 @@ def state_of(index: Index, version: int | None) -> IndexState | None:
         VersionNotMirrored: that version is not mirrored.
     """
     try:
-        with probes.reading(index):
+        with index.reading():
             opened = index.answering() if version is None else index.mirrored(version)
-            known = sorted(index.tags()) if opened is None else []
+            known = index.versions() if opened is None else []
     except IndexingError:
         return None
     if opened is not None:
@@ -280,10 +280,10 @@ def _with_searches(
     index: Index, dataset: lance.LanceDataset, verdict: Verdict, *, recall: bool
 ) -> Verdict:
     try:
-        with probes.reading(index):
+        with index.reading():
             coverage = upkeep.coverage(dataset)
             damaged = probes.damaged_indexes(index, dataset, coverage)
-            behind = {c.name: c.n_unindexed for c in upkeep._due(dataset)}
+            behind = {c.name: c.n_unindexed for c in upkeep.due(dataset)}
             measured = upkeep.recall(dataset) if recall and not damaged else None
     except IndexingError as e:
         return _unreadable(verdict, e)

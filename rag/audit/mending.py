@@ -10,12 +10,13 @@ from dataclasses import replace
 
 import lance
 
+from rag.audit import probes
+from rag.audit.verifying import Verdict
 from rag.errors import IndexingError
 from rag.index import STATE_ID, Index, is_in, tag_name
-from rag.mirror import probes, publishing
+from rag.mirror import publishing
 from rag.mirror.lock import alone
 from rag.mirror.run import Options
-from rag.mirror.verifying import Verdict
 from rag.progress import Progress, silent
 
 _STATE = frozenset({STATE_ID})
@@ -61,7 +62,7 @@ def mend(
 
 def _is_readable(index: Index) -> bool:
     try:
-        with probes.reading(index):
+        with index.reading():
             return index.answering() is not None
     except IndexingError:
         return False
@@ -70,7 +71,7 @@ def _is_readable(index: Index) -> bool:
 def _clear(index: Index, options: Options) -> Options:
     """Make an index that cannot be opened one that can; as a last resort an empty one."""
     # the state row is looked up by its id: it may be that search index only
-    with contextlib.suppress(IndexingError), probes.reading(index):
+    with contextlib.suppress(IndexingError), index.reading():
         dataset = index.dataset()
         for name in probes.unreadable_indexes(index, dataset):
             dataset.drop_index(name)
