@@ -168,6 +168,7 @@ def verify(
     """
     from rag import audit
 
+    index = open_index(settings)
     state = audit.state_of(index, settings.table.version)
     try:
         verdict = audit.verify(
@@ -193,10 +194,9 @@ def verify(
 
 
 def _repair(settings: Settings, index: Index, verdict: audit.Verdict, progress: Progress) -> None:
-    from rag import mirror
-
     from rag import audit, mirror
 
+    version = verdict.table_version
     options = audit.mend(index, verdict, _options(settings, version), progress=progress)
     mirror.sync(
         index,
