@@ -14,6 +14,7 @@ RagError
 ├── IndexingError              the LanceDB index cannot be read or written as asked
 │   ├── IndexNotBuilt        no sync has completed yet
 │   ├── IndexMismatch        built from another table, model or template
+│   ├── OtherTable           it mirrors another table than the one that is there
 │   ├── VersionNotMirrored   it mirrors other versions of the table
 │   └── IndexWriteError      disk full, no permission
 ├── FilterError              a metadata filter cannot be applied to this table
@@ -108,7 +109,7 @@ class TableNotFound(TableError):
         super().__init__(
             f"There is no Delta table at {uri!r}: {found}. "
             "Set RAG_TABLE__URI to the folder that holds `_delta_log`, "
-            "or run `rag demo` to write the demo library."
+            "or unset it and run `rag demo` to write the demo library."
         )
 
 
@@ -119,7 +120,7 @@ class VersionNotFound(TableError):
         known = "" if latest is None else f"; its latest is {latest}"
         super().__init__(
             f"Delta table {uri!r} has no readable version {version}{known}. "
-            "Unset RAG_TABLE__VERSION to use the latest."
+            "Choose one that it has, or none for the latest (RAG_TABLE__VERSION, `--version`)."
         )
 
 
@@ -218,6 +219,24 @@ class IndexMismatch(IndexingError):
         super().__init__(
             f"The index was built with {what} {built!r}, but the settings say {wanted!r}. {mend}"
         )
+
+
+class OtherTable(IndexingError):
+    """The index mirrors another table than the one that is there."""
+
+    def __init__(self, index_uri: str, *, mirrored: str, found: str) -> None:
+        if mirrored == found:
+            text = (
+                f"The table at {found!r} was made anew since the index at {index_uri!r} was built. "
+            )
+            remedy = "Run `rag sync --rebuild` to index the new one."
+        else:
+            text = f"The index at {index_uri!r} is of the table {mirrored!r}, not of {found!r}. "
+            remedy = (
+                "Set RAG_INDEX__URI to a place of its own, "
+                "or run `rag sync --rebuild` to replace what is there."
+            )
+        super().__init__(text + remedy)
 
 
 class VersionNotMirrored(IndexingError):

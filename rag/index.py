@@ -12,10 +12,12 @@ until the newest is complete; one that mirrors Delta version N completely has th
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import lance
@@ -173,8 +175,12 @@ class Index:
     def __init__(self, uri: str, storage_options: Mapping[str, str] | None = None) -> None:
         self.uri = uri
         self.storage_options = dict(storage_options) if storage_options else None
+
+    @functools.cached_property
+    def connection(self) -> lancedb.db.DBConnection:
+        """The database; its folder is made when it is first asked for."""
         with self.writing():
-            self.connection = lancedb.connect(uri, storage_options=self.storage_options)
+            return lancedb.connect(self.uri, storage_options=self.storage_options)
 
     # -- versions ------------------------------------------------------------------------------
 
@@ -235,6 +241,8 @@ class Index:
 
     def open(self, name: str) -> LanceTable | None:
         """Open the newest version of any table; None when nothing was ever committed to it."""
+        if "://" not in self.uri and not Path(self.uri).exists():
+            return None  # looking makes no folder
         if name not in self.connection.list_tables().tables:
             return None
         try:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rag.errors import RowNotFound, TableError, VersionGone
+from rag.errors import OtherTable, RowNotFound, TableError, VersionGone
 from rag.index import COLUMNS, IS_NODE, Index, Opened, is_in
 from rag.table import Row, Snapshot
 
@@ -61,7 +61,10 @@ def look(
     Raises:
         RowNotFound: that version has no such row.
         TableError: that version cannot be read, and is not mirrored.
+        OtherTable: the index is of another table.
     """
+    if mirrored is not None and mirrored.state.table_id != at.table_id:
+        raise OtherTable(index.uri, mirrored=mirrored.state.table_uri, found=at.uri)
     held = _held(index, mirrored, row_key) if mirrored is not None else None
     read_from: Literal["table", "index"] = "table"
     try:

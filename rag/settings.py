@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    model_validator,
 )
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
@@ -78,7 +79,16 @@ class EmbeddingSettings(_Group):
     chunk_tokens: int = Field(400, ge=32, le=480)
     """A row longer than the model's window is split into nodes of at most this many tokens."""
     chunk_overlap: int = Field(50, ge=0, le=200)
-    """Tokens that two neighbouring nodes of one row share."""
+    """Tokens that two neighbouring nodes of one row share; less than half of a node."""
+
+    @model_validator(mode="after")
+    def _overlap_is_less_than_half(self) -> Self:
+        if self.chunk_overlap * 2 >= self.chunk_tokens:
+            raise ValueError(
+                f"chunk_overlap {self.chunk_overlap} is not less than half of chunk_tokens "
+                f"{self.chunk_tokens}"
+            )
+        return self
 
 
 class IndexSettings(_Group):

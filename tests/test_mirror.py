@@ -31,10 +31,12 @@ from rag.errors import (
     IndexMismatch,
     IndexNotBuilt,
     IndexWriteError,
+    OtherTable,
     TableEmpty,
     VersionNotMirrored,
 )
-from rag.mirror import n_staged, publishing, run
+from rag.index import Index
+from rag.mirror import n_staged, pending, publishing, run, staging
 from rag.store import NodeStore
 
 
@@ -182,8 +184,13 @@ def test_another_table_at_the_same_place_is_refused(world: World, tmp_path: Path
     world.sync()
     (tmp_path / "table").rename(tmp_path / "moved")
     world.write(frame(z="other"))
-    with pytest.raises(IndexMismatch, match="--rebuild"):
+    with pytest.raises(OtherTable, match="was made anew since .* `rag sync --rebuild`"):
         world.sync()
+    other = World(tmp_path)
+    other.uri = str(tmp_path / "moved2")
+    write_deltalake(other.uri, frame(z="other"))
+    with pytest.raises(OtherTable, match="is of the table .*/table', not of .*RAG_INDEX__URI"):
+        other.sync()
     assert mirrored(world) == {"a": "red apple"}
     assert counts(world.sync(rebuild=True)) == (1, 0, 0, 0, 1)
     assert mirrored(world) == {"z": "other"}
@@ -687,3 +694,43 @@ def test_a_thousand_syncs_leave_less_than_twice_a_fresh_index(tmp_path: Path) ->
         p.stat().st_size for p in (tmp_path / name).rglob("*") if p.is_file()
     )
     assert size("index") < 2 * size("fresh"), (size("index"), size("fresh"))
+
+
+def test_a_text_that_repeats_is_embedded_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "Pace", lambda least, most, seconds: Fixed())
+    texts = {f"k{i}": ("red apple", "blue sky", "green grass")[i % 3] for i in range(30)}
+    world.write(frame(**texts))
+    assert world.pending().n_embedded == 3
+    assert world.sync().n_embedded == 3
+
+
+class Fixed:
+    """Two rows at a time."""
+
+    n = 2
+
+    def took(self, n: int, seconds: float) -> None:
+        """Learn nothing."""
+
+
+def test_a_restored_version_takes_its_vectors_from_the_index(world: World) -> None:
+    world.create(frame(a="red apple", b="blue sky"))
+    world.sync()
+    world.write(frame(a="grey mouse", b="green grass"))
+    assert world.sync().n_embedded == 2
+    DeltaTable(world.uri).restore(0)
+    assert world.pending().n_embedded == 0
+    assert counts(world.sync()) == (0, 2, 0, 0, 0)
+    assert mirrored(world) == {"a": "red apple", "b": "blue sky"}
+
+
+def test_looking_makes_no_folder(world: World, tmp_path: Path) -> None:
+    world.write(frame(a="red apple"))
+    (tmp_path / "index").rmdir()
+    fresh = Index(str(tmp_path / "index"))
+    assert fresh.answering() is None
+    assert fresh.versions() == []
+    assert counts(pending(fresh, world.snapshot(), world.recipe)) == (1, 0, 0, 0, 1)
+    assert not (tmp_path / "index").exists()

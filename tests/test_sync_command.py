@@ -18,7 +18,16 @@ from deltalake import DeltaTable, write_deltalake
 from test_cli import run
 
 import rag
-from rag.errors import IndexMismatch, IndexNotBuilt, RagError, VersionNotMirrored
+from rag import wiring
+from rag.errors import (
+    IndexMismatch,
+    IndexNotBuilt,
+    OtherTable,
+    RagError,
+    RowNotFound,
+    SettingsError,
+    VersionNotMirrored,
+)
 from rag.weights import e5_pack
 from rag.wiring import parts
 
@@ -122,12 +131,7 @@ def test_following_mirrors_each_new_version(here: Path) -> None:
     assert process.stdout is not None
 
     def report() -> dict[str, int]:
-        text = ""
-        for line in process.stdout or ():
-            text += line
-            if line == "}\n":
-                return json.loads(text)
-        raise AssertionError(text)
+        return json.loads(next(iter(process.stdout or ())))
 
     assert report()["n_added"] == 3
     append(d="green")
@@ -149,6 +153,7 @@ def test_following_mirrors_each_new_version(here: Path) -> None:
     [
         (("--follow", "--every", "soon"), "--every is 'soon'; write a duration such as 30s"),
         (("--follow", "--version", "0"), "--follow goes with --every and --json only"),
+        (("--every", "5s"), "--every says how often --follow looks at the table"),
         (("--purge", "--dry-run"), "--dry-run changes nothing, --purge does"),
         (("--version", "9"), "no readable version 9; its latest is 0"),
     ],
@@ -195,7 +200,7 @@ def _column_dropped(here: Path) -> None:
     ("happens", "message"),
     [
         (lambda here: Path("table").rename("away"), "There is no Delta table at 'table'"),
-        (_replaced, "Another table is now at 'table': run `rag sync --rebuild`"),
+        (_replaced, "The table at 'table' was made anew since the index"),
         (_key_renamed, "has no column 'row_id'; it has 'id', 'text'"),
         (_column_dropped, "has no column 'text'; it has 'row_id', 'words'"),
     ],
@@ -212,3 +217,51 @@ def test_whatever_happens_to_the_table_the_old_index_answers(
     assert "\n" not in str(failure.value)
     found = parts.open_store(rag.Settings()).get_nodes()
     assert {n.text for n in found} == {"wolf", "red", "blue"}
+
+
+def test_status_says_what_keeps_it_from_answering(here: Path) -> None:
+    rag.sync(rag.Settings())
+    assert wiring.status(rag.Settings()).problem is None
+    append(a="second a")
+    assert "repeats in 2 rows" in str(wiring.status(rag.Settings()).problem)
+    told = run("status", cwd=here, RAG_TABLE__TEMPLATE="so: {text}")
+    assert "template '{text}', but the settings say 'so: {text}'" in " ".join(told.stderr.split())
+
+
+def test_one_table_has_one_index_however_its_place_is_written(here: Path) -> None:
+    rag.sync(rag.Settings())
+    for uri in ("./table", "table/", str(here / "table"), f"file://{here}/table"):
+        settings = rag.Settings(table={"uri": uri, "template": "{text}"})
+        assert wiring.index_uri(settings) == wiring.index_uri(rag.Settings()), uri
+        assert rag.retriever(settings).retrieve("wolf")
+
+
+def test_a_deleted_row_is_shown_as_it_last_was(here: Path) -> None:
+    rag.sync(rag.Settings())
+    DeltaTable("table").delete("row_id = 'a'")
+    rag.sync(rag.Settings())
+    found = wiring.row(rag.Settings(), "a")
+    assert (found.table_version, found.fate, found.columns["text"]) == (0, "deleted", "wolf")
+    with pytest.raises(RowNotFound):
+        wiring.row(rag.Settings(), "a", version=1)
+
+
+def test_a_row_of_another_table_is_not_shown(here: Path) -> None:
+    rag.sync(rag.Settings())
+    _replaced(here)
+    with pytest.raises(OtherTable, match="made anew"):
+        wiring.row(rag.Settings(), "z")
+
+
+def test_a_version_is_not_negative(here: Path) -> None:
+    rag.sync(rag.Settings())
+    with pytest.raises(SettingsError, match="The version is -3; a table's versions begin at 0"):
+        rag.retriever(rag.Settings(), version=-3)
+    done = run("sync", "--version=-1", cwd=here)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_half_a_node_cannot_be_shared() -> None:
+    with pytest.raises(SettingsError, match="chunk_overlap 50 is not less than half"):
+        rag.Settings(embedding={"chunk_tokens": 60, "chunk_overlap": 50})

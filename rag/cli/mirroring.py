@@ -31,6 +31,7 @@ from rag.settings import Settings
 if TYPE_CHECKING:
     from rag.audit import Verdict
 
+_EVERY = "30s"
 _FATES = {
     "unchanged": "Unchanged in version {latest}.",
     "changed": "Changed since; in version {latest}:",
@@ -42,7 +43,9 @@ _FATES = {
 def sync(
     version: Annotated[
         int | None,
-        typer.Option(help="Delta version to mirror instead of the latest; an older one beside it."),
+        typer.Option(
+            min=0, help="Delta version to mirror instead of the latest; an older one beside it."
+        ),
     ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build everything anew.")] = False,
     purge: Annotated[
@@ -56,18 +59,20 @@ def sync(
         bool, typer.Option("--follow", help="Go on, with every new version of the table.")
     ] = False,
     every: Annotated[
-        str, typer.Option(help="How often --follow looks at the table: 30s, 5m, 1h.")
-    ] = "30s",
+        str | None, typer.Option(help="How often --follow looks: 30s (the default), 5m, 1h.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make the index mirror the table; only changed text is embedded."""
     settings = Settings()
     if follow and (version is not None or rebuild or purge or dry_run):
         raise SettingsError("--follow goes with --every and --json only.")
+    if every is not None and not follow:
+        raise SettingsError("--every says how often --follow looks at the table: give both.")
     if purge and dry_run:
         raise SettingsError("--dry-run changes nothing, --purge does: give one of them.")
     if follow:
-        _follow(settings, every_s=_seconds(every), as_json=as_json)
+        _follow(settings, every_s=_seconds(every or _EVERY), as_json=as_json)
         return
     said = "Stopped. The index is as it was; `rag sync` goes on from what is staged."
     with stopping_at_once(said), progress_shown() as progress:
@@ -88,13 +93,13 @@ def _follow(settings: Settings, *, every_s: float, as_json: bool) -> None:
             if isinstance(report, RagError):
                 err.print(f"[red]Error:[/] {escape(str(report))} Trying again.")
             else:
-                _tell(report, as_json=as_json, is_done=True)
+                _tell(report, as_json=as_json, is_done=True, is_one_line=True)
             sys.stdout.flush()
 
 
-def _tell(report: SyncReport, *, as_json: bool, is_done: bool) -> None:
+def _tell(report: SyncReport, *, as_json: bool, is_done: bool, is_one_line: bool = False) -> None:
     if as_json:
-        print_json(dataclasses.asdict(report))
+        print_json(dataclasses.asdict(report), is_one_line=is_one_line)
         return
     version, now = report.table_version, report.answering_version
     left_out = f", {report.n_blank} blank skipped" if report.n_blank else ""
@@ -166,9 +171,12 @@ def _verdict_as_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def row(
-    key: Annotated[str, typer.Argument(help="The row key, as citations name it.")],
+    key: Annotated[
+        str,
+        typer.Argument(help="The row key as citations name it."),
+    ],
     version: Annotated[
-        int | None, typer.Option(help="Delta version; else the one that answers.")
+        int | None, typer.Option(min=0, help="Delta version; else the one that answers.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -197,7 +205,7 @@ def status(as_json: Json = False) -> None:
     if as_json:
         print_json(dataclasses.asdict(found))
         return
-    latest = f"version {found.table_version}" if found.table_problem is None else "not readable"
+    latest = f"version {found.table_version}" if found.table_problem is None else "see below"
     mirrored = "not built: run `rag sync`"
     if found.index_version is not None:
         mirrored = f"version {found.index_version}, {found.n_rows} rows, {found.n_nodes} nodes"
@@ -214,5 +222,6 @@ def status(as_json: Json = False) -> None:
         ("language model", found.llm),
         ("disk", f"index {size(found.index_bytes)}, models {size(found.models_bytes)}"),
     )
-    if found.table_problem is not None:
-        err.print(escape(found.table_problem))
+    for told in (found.table_problem, found.problem):
+        if told is not None:
+            err.print(escape(told))

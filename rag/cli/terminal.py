@@ -104,9 +104,10 @@ def print_table(*rows: tuple[str, str]) -> None:
         out.print(f"[bold]{name:<{width}}[/]  {escape(value)}")
 
 
-def print_json(value: Any) -> None:
-    """Print a value as JSON."""
-    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))  # noqa: T201
+def print_json(value: Any, *, is_one_line: bool = False) -> None:
+    """Print a value as JSON; on one line where a script reads one after the other."""
+    indent = None if is_one_line else 2
+    print(json.dumps(value, ensure_ascii=False, indent=indent, default=str))  # noqa: T201
 
 
 def plain(text: str) -> str:
@@ -121,4 +122,4 @@ def brief(value: Any) -> str:
 
 def size(n_bytes: int) -> str:
     """Return a number of bytes as a reader wants it."""
-    return f"{n_bytes / 1e6:,.0f} MB"
+    return f"{n_bytes / 1e6:,.0f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:,.0f} kB"

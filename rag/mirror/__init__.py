@@ -50,7 +50,7 @@ def sync(
         progress: Told about rows.
 
     Raises:
-        IndexMismatch: the index was made from another table.
+        OtherTable: the index was made from another table.
         RowKeyError: a key is null or occurs twice; nothing was changed.
         TableEmpty: no row has any text.
         IndexWriteError: the disk is full; the old index still serves.
@@ -84,7 +84,7 @@ def pending(
         progress: Told about rows.
 
     Raises:
-        IndexMismatch: the index was made from another table.
+        OtherTable: the index was made from another table.
         RowKeyError: a key is null or occurs twice.
     """
     started = time.monotonic()

@@ -7,15 +7,17 @@ the other; the steps themselves are in the other rooms of this package.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import polars as pl
+from lancedb.table import LanceTable
 
-from rag.errors import IndexingError, IndexMismatch, TableEmpty
+from rag.errors import IndexingError, OtherTable, TableEmpty
 from rag.index import Index, IndexState, Opened, nodes_schema
 from rag.mirror import publishing
 from rag.mirror.plan import Plan, by_feed, by_rows
-from rag.mirror.staging import STAGE, Embedder, Staging, cut, drop_stages
+from rag.mirror.staging import STAGE, Embedder, Staging, Vectors, cut, drop_stages
 from rag.progress import Progress, SyncReport
 from rag.table import FeedUnreadable, Snapshot
 from rag.template import text_hash
@@ -67,7 +69,7 @@ class Run:
         progress: Told about rows.
 
     Raises:
-        IndexMismatch: the index was made from another table.
+        OtherTable: the index was made from another table.
         IndexingError: it cannot be read, and is not to be built anew.
     """
 
@@ -123,13 +125,11 @@ class Run:
             return self._nothing()
         plan = self._plan()
         known = self._known()
-        n_new = 0
+        new: set[str] = set()
         for rows, _ in plan.rows():
-            hashes = set(cut(rows, self._recipe.embedder.splitter()).hashes)
-            n_new += len(hashes)
-            if known is not None:
-                n_new -= len(self._index.vectors(known.table, sorted(hashes)))
-        return plan.report(self._snapshot.version, n_embedded=n_new)
+            hashes = set(cut(rows, self._recipe.embedder.splitter()).hashes) - new
+            new |= hashes - known.find(sorted(hashes)).keys()
+        return plan.report(self._snapshot.version, n_embedded=len(new))
 
     def glance(self) -> SyncReport | None:
         """Return what changed, where that is told quickly; None where the table is large."""
@@ -155,13 +155,7 @@ class Run:
             return
         may_replace = self._options.rebuild or self._options.replaces
         if state.table_id != self._snapshot.table_id and not may_replace:
-            raise IndexMismatch(
-                "table id",
-                built=state.table_id,
-                wanted=self._snapshot.table_id,
-                mend=f"Another table is now at {self._snapshot.uri!r}: "
-                "run `rag sync --rebuild` to index that one instead.",
-            )
+            raise OtherTable(self._index.uri, mirrored=state.table_uri, found=self._snapshot.uri)
         assert self._answering is not None
         has_columns = self._answering.table.schema.equals(self._schema)
         self._base = self._answering if self._moves_on() and has_columns else None
@@ -257,22 +251,22 @@ class Run:
             pl.when(is_bad).then(pl.lit("")).otherwise(pl.col("row_hash")).alias("row_hash")
         )
 
-    def _known(self) -> Opened | None:
-        """Return what holds vectors that can be taken over."""
-        state = self._state_now()
-        may = not self._options.rebuild and not self._options.distrusts
-        if state is None or not may or state.embedding != self._wanted.embedding:
-            return None
-        return self._answering
+    def _known(self) -> Vectors:
+        """Return where vectors can be taken from: what answers, then earlier mirrored versions."""
+
+        def tables() -> Iterator[LanceTable]:
+            if self._answering is None or self._options.rebuild or self._options.distrusts:
+                return
+            numbers = [n for n in self._index.tags().values() if n != self._answering.number]
+            for opened in (self._answering, *map(self._index.at, numbers)):
+                if opened.state.embedding == self._wanted.embedding:
+                    yield opened.table
+
+        return Vectors(self._index, tables)
 
     def _staging(self) -> Staging:
-        known = self._known()
         return Staging(
-            self._index,
-            self._stage(),
-            self._schema,
-            self._recipe.embedder,
-            None if known is None else known.table,
+            self._index, self._stage(), self._schema, self._recipe.embedder, self._known()
         )
 
     def _stage(self) -> str:

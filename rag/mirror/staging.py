@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 from lancedb.table import LanceTable
@@ -30,6 +32,10 @@ _log = logging.getLogger(__name__)
 
 STAGE = "rag-stage-"
 """How the names of staging tables begin; other tables of the database are left alone."""
+_FEW = 2_000
+"""Texts that are looked up in earlier versions too."""
+_MOST_KEPT = 20_000
+"""Vectors kept in memory, 30 MB of 384 dimensions."""
 _KEPT = timedelta(days=7)
 """A stage of another recipe may be an interrupted switch; this long it can be gone on with."""
 
@@ -70,6 +76,36 @@ class Pace:
             self.n = max(self.n // 2, self._least)
 
 
+class Vectors:
+    """Vectors of texts that were embedded before, by text hash.
+
+    Args:
+        index: The index.
+        tables: Yields the versions that hold vectors of the same embedding space, likeliest first.
+    """
+
+    def __init__(self, index: Index, tables: Callable[[], Iterator[LanceTable]]) -> None:
+        self._index, self._tables = index, tables
+        self._kept: dict[str, np.ndarray] = {}
+
+    def find(self, text_hashes: Sequence[str]) -> dict[str, list[float]]:
+        """Return the vectors of those texts that are known."""
+        found = {h: self._kept[h].tolist() for h in text_hashes if h in self._kept}
+        for n, table in enumerate(self._tables()):
+            missing = [h for h in text_hashes if h not in found]
+            # earlier versions differ in few rows: worth a look for a restore, not for a build
+            if not missing or (n and len(missing) > _FEW):
+                break
+            found |= self._index.vectors(table, missing)
+        return found
+
+    def keep(self, text_hashes: Sequence[str], vectors: Sequence[list[float]]) -> None:
+        """Keep some for the rest of this sync: a text that repeats does so again and again."""
+        for text, vector in zip(text_hashes, vectors, strict=True):
+            if len(self._kept) < _MOST_KEPT:
+                self._kept[text] = np.array(vector, np.float32)
+
+
 class Staging:
     """Embeds rows into a staging table.
 
@@ -78,7 +114,7 @@ class Staging:
         name: Of the staging table; equal recipes and columns have an equal name.
         schema: Of the nodes.
         embedder: Loads what embeds.
-        known: Holds vectors of the same embedding space to take over; None where there are none.
+        known: Vectors of the same embedding space, to take over.
     """
 
     def __init__(
@@ -87,7 +123,7 @@ class Staging:
         name: str,
         schema: pa.Schema,
         embedder: Embedder,
-        known: LanceTable | None,
+        known: Vectors,
     ) -> None:
         self.name = name
         self.n_embedded = 0
@@ -177,9 +213,7 @@ class Staging:
             self.table.add(pa.Table.from_batches([batch]))
 
     def _vectors(self, nodes: Nodes, tell: Callable[[int], None]) -> list[list[float]]:
-        found: dict[str, list[float]] = {}
-        if self._known is not None:
-            found = self._index.vectors(self._known, sorted(set(nodes.hashes)))
+        found = self._known.find(sorted(set(nodes.hashes)))
         new = {h: text for h, text in zip(nodes.hashes, nodes.texts, strict=True) if h not in found}
         # of like length, so that no batch is mostly padding; in pieces, so that progress shows
         order = sorted(new, key=lambda h: len(new[h]))
@@ -190,6 +224,7 @@ class Staging:
             embedded = self._embedder.model().get_text_embedding_batch([new[h] for h in piece])
             self._piece.took(len(piece), time.monotonic() - started)
             found |= dict(zip(piece, embedded, strict=True))
+            self._known.keep(piece, embedded)
             start += len(piece)
             self.n_embedded += len(piece)
             tell(len(nodes.rows.keys) * start // len(order))
@@ -202,6 +237,8 @@ def _tell(progress: Progress, n_before: int, n_total: int, n_more: int) -> None:
 
 def stages(index: Index) -> list[str]:
     """Return the names of all staging tables."""
+    if "://" not in index.uri and not Path(index.uri).exists():
+        return []
     with index.reading():
         return [n for n in index.connection.list_tables().tables if n.startswith(STAGE)]
 

@@ -10,15 +10,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rag.catalogue import LLM_MODELS
-from rag.errors import IndexMismatch, IndexNotBuilt, SettingsError
+from rag.errors import SettingsError
 from rag.progress import Progress, silent
 from rag.settings import Settings
-from rag.wiring.mirroring import building, sync, write_demo
+from rag.wiring.mirroring import refuse_other_recipe, sync, write_demo
 from rag.wiring.parts import (
-    index_uri,
+    chosen_version,
     load_embedding,
     load_llm,
-    open_index,
     open_snapshot,
     open_store,
 )
@@ -46,7 +45,7 @@ def documents(settings: Settings, *, version: int | None = None) -> Iterator[Doc
     """
     from rag import table
 
-    chosen = settings.table.version if version is None else version
+    chosen = chosen_version(settings, version)
     return table.documents(open_snapshot(settings, chosen))
 
 
@@ -176,48 +175,12 @@ def _turns(settings: Settings, filters: MetadataFilters | None, version: int | N
 
 def _built(settings: Settings, version: int | None) -> tuple[NodeStore, IndexState]:
     """Return the store, once it is sure that it was built from what the settings name."""
-    from rag import weights
-
     store = open_store(settings)
     state = store.state()
-    if state is None:
-        raise IndexNotBuilt(index_uri(settings), progress=_progress_of_build(settings))
-    for what, built, wanted in (
-        ("table", state.table_uri, settings.table.uri),
-        ("template", state.template, settings.table.template),
-        (
-            "embedding model",
-            state.embedding,
-            weights.embedding_fingerprint(settings.embedding.model),
-        ),
-        ("embedding.chunk_tokens", state.chunk_tokens, settings.embedding.chunk_tokens),
-        ("embedding.chunk_overlap", state.chunk_overlap, settings.embedding.chunk_overlap),
-        ("key", state.key, state.key if settings.table.key is None else settings.table.key),
-    ):
-        if built != wanted:
-            raise IndexMismatch(what, built=built, wanted=wanted, mend=_mend(settings))
-    chosen = settings.table.version if version is None else version
+    refuse_other_recipe(settings, state)
+    assert state is not None
+    chosen = chosen_version(settings, version)
     store.expect(embedding=state.embedding, version=chosen)
     if chosen is not None:
         store.refuse_unmirrored()
     return store, store.state() or state
-
-
-def _mend(settings: Settings) -> str:
-    going_on = _progress_of_build(settings)
-    if going_on:
-        return f"{going_on} Until then it answers only those who have the old settings."
-    return "Run `rag sync` to build it anew, or set back what was changed."
-
-
-def _progress_of_build(settings: Settings) -> str:
-    """Return the sentence that says how far a build is; empty when there is none."""
-    from rag import mirror
-
-    running = building(settings)
-    if running is not None:
-        return f"`rag sync` is building it: {running}."
-    n_staged = mirror.n_staged(open_index(settings))
-    if n_staged:
-        return f"An interrupted build has {n_staged:,} nodes; `rag sync` goes on with it."
-    return ""

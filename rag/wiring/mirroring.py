@@ -12,15 +12,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from rag.errors import IndexingError, RagError, TableError
+from rag.errors import (
+    IndexingError,
+    IndexMismatch,
+    IndexNotBuilt,
+    RagError,
+    RowNotFound,
+    TableError,
+)
 from rag.progress import Progress, SyncReport, silent
 from rag.settings import Settings
 from rag.wiring.parts import (
+    chosen_version,
     index_options,
     index_uri,
     open_index,
     open_snapshot,
     recipe_of,
+    same_place,
     table_options,
 )
 
@@ -67,7 +76,7 @@ def sync(
     """
     from rag import mirror
 
-    chosen = settings.table.version if version is None else version
+    chosen = chosen_version(settings, version)
     return mirror.sync(
         open_index(settings),
         open_snapshot(settings, chosen),
@@ -94,7 +103,7 @@ def pending(
     """
     from rag import mirror
 
-    chosen = settings.table.version if version is None else version
+    chosen = chosen_version(settings, version)
     return mirror.pending(
         open_index(settings),
         open_snapshot(settings, chosen),
@@ -254,15 +263,28 @@ def row(settings: Settings, key: str, *, version: int | None = None) -> RowView:
     from rag import provenance
 
     index = open_index(settings)
-    chosen = settings.table.version if version is None else version
+    chosen = chosen_version(settings, version)
+    older: list[int] = []
     if chosen is None and (answering := index.answering()) is not None:
         chosen = answering.state.table_version
-    at = open_snapshot(settings, chosen)
+        # a row that is gone is shown as an earlier mirrored version had it
+        older = [v for v in reversed(index.versions()) if v < chosen]
     latest: Snapshot | None = None
     with contextlib.suppress(TableError):  # told as a fate that is not known
         latest = open_snapshot(settings, None)
-    mirrored = index.mirrored(at.version)
-    return provenance.look(key, at, latest, index=index, mirrored=mirrored)
+
+    def look(at_version: int | None) -> RowView:
+        at = open_snapshot(settings, at_version)
+        mirrored = index.mirrored(at.version)
+        return provenance.look(key, at, latest, index=index, mirrored=mirrored)
+
+    try:
+        return look(chosen)
+    except RowNotFound:
+        for earlier in older:
+            with contextlib.suppress(RowNotFound):
+                return look(earlier)
+        raise
 
 
 @dataclass(frozen=True)
@@ -290,6 +312,8 @@ class Status:
     would take long."""
     building: str | None
     """Who builds the index right now, and how far it is; None when nobody does."""
+    problem: str | None
+    """Why the index does not answer, or why it cannot follow the table; None where it can."""
 
 
 def status(settings: Settings) -> Status:
@@ -305,6 +329,12 @@ def status(settings: Settings) -> Status:
     index = open_index(settings)
     answering = index.answering()
     state = answering.state if answering else None
+    changed, stuck = _changed(settings, index) if state and problem is None else (None, None)
+    reason: str | None = None
+    try:
+        refuse_other_recipe(settings, state)
+    except RagError as e:
+        reason = str(e)
     return Status(
         table_uri=settings.table.uri,
         table_version=version,
@@ -319,21 +349,71 @@ def status(settings: Settings) -> Status:
         index_bytes=_bytes_under(Path(index_uri(settings))),
         models_bytes=_bytes_under(weights.cache_dir()),
         mirrored_versions=index.versions(),
-        changed=_changed(settings, index) if state and version != state.table_version else None,
+        changed=changed,
         building=building(settings),
+        problem=reason or stuck,
     )
 
 
-def _changed(settings: Settings, index: Index) -> dict[str, int] | None:
+def _changed(settings: Settings, index: Index) -> tuple[dict[str, int] | None, str | None]:
+    """Return what a sync would change, as far as that is told quickly, or why there can be none."""
     from rag import mirror
 
     try:
         found = mirror.glance(index, open_snapshot(settings, None), recipe_of(settings))
-    except RagError:  # the table's problem, or another recipe: a sync will say so
-        return None
-    if found is None:
-        return None
-    return {"added": found.n_added, "updated": found.n_updated, "deleted": found.n_deleted}
+    except RagError as e:
+        return None, str(e)
+    if found is None or found.read == "nothing":
+        return None, None
+    counts = {"added": found.n_added, "updated": found.n_updated, "deleted": found.n_deleted}
+    return counts, None
+
+
+def refuse_other_recipe(settings: Settings, state: IndexState | None) -> None:
+    """Refuse an index that was not built from what the settings name.
+
+    Raises:
+        IndexNotBuilt: there is none.
+        IndexMismatch: something differs; its text says what, and how far a build is.
+    """
+    from rag import weights
+
+    if state is None:
+        raise IndexNotBuilt(index_uri(settings), progress=_progress_of_build(settings))
+    for what, built, wanted in (
+        ("table", same_place(state.table_uri), same_place(settings.table.uri)),
+        ("template", state.template, settings.table.template),
+        (
+            "embedding model",
+            state.embedding,
+            weights.embedding_fingerprint(settings.embedding.model),
+        ),
+        ("embedding.chunk_tokens", state.chunk_tokens, settings.embedding.chunk_tokens),
+        ("embedding.chunk_overlap", state.chunk_overlap, settings.embedding.chunk_overlap),
+        ("key", state.key, state.key if settings.table.key is None else settings.table.key),
+    ):
+        if built != wanted:
+            raise IndexMismatch(what, built=built, wanted=wanted, mend=_mend(settings))
+
+
+def _mend(settings: Settings) -> str:
+    going_on = _progress_of_build(settings)
+    if going_on:
+        return f"{going_on} Until then it answers only those who have the old settings."
+    return "Run `rag sync` to build it anew, or set back what was changed."
+
+
+def _progress_of_build(settings: Settings) -> str:
+    """Return the sentence that says how far a build is; empty when there is none."""
+    from rag import mirror
+
+    running = building(settings)
+    if running is not None:
+        return f"`rag sync` is building it: {running}."
+    n_staged = mirror.n_staged(open_index(settings))
+    if n_staged:
+        return f"An interrupted build has {n_staged:,} nodes; `rag sync` goes on with it."
+    return ""
 
 
 def building(settings: Settings) -> str | None:
@@ -359,6 +439,6 @@ def table_version(settings: Settings) -> int:
 def _bytes_under(folder: Path) -> int:
     n_bytes = 0
     for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # a sync may be tidying up
+        with contextlib.suppress(OSError):  # a sync may be tidying up; a cache may be another's
             n_bytes += path.stat().st_size if path.is_file() else 0
     return n_bytes

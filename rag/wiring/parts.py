@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from rag.catalogue import EMBEDDING_MODELS, LLM_MODELS
+from rag.errors import SettingsError
 from rag.progress import Progress, silent
 from rag.settings import Settings
 
@@ -43,9 +45,27 @@ def index_uri(settings: Settings) -> str:
     """Return where the index is: as set, or a folder of its own for each table."""
     if settings.index.uri is not None:
         return settings.index.uri
-    name = re.sub(r"[^\w.-]+", "-", settings.table.uri.rstrip("/").rsplit("/", 1)[-1])[:40]
-    mark = hashlib.blake2b(settings.table.uri.encode(), digest_size=4).hexdigest()
+    place = same_place(settings.table.uri)
+    name = re.sub(r"[^\w.-]+", "-", place.rsplit("/", 1)[-1])[:40]
+    mark = hashlib.blake2b(place.encode(), digest_size=4).hexdigest()
     return f"{_INDEXES}/{name}-{mark}"
+
+
+def same_place(uri: str) -> str:
+    """Return one name for a place, however it is written: `table`, `./table/`, `file:///…`."""
+    local = uri.removeprefix("file://")
+    return local.rstrip("/") if "://" in local else os.path.relpath(local)
+
+
+def chosen_version(settings: Settings, version: int | None) -> int | None:
+    """Return the Delta version that is asked for, else the settings'; None is the latest.
+
+    Raises:
+        SettingsError: it is negative.
+    """
+    if version is not None and version < 0:
+        raise SettingsError(f"The version is {version}; a table's versions begin at 0.")
+    return settings.table.version if version is None else version
 
 
 def open_snapshot(settings: Settings, version: int | None) -> Snapshot:
