@@ -255,12 +255,15 @@ class Run:
         """Return where vectors can be taken from: what answers, then earlier mirrored versions."""
 
         def tables() -> Iterator[LanceTable]:
-            if self._answering is None or self._options.rebuild or self._options.distrusts:
+            now = self._answering
+            if now is None or self._options.rebuild or self._options.distrusts:
                 return
-            numbers = [n for n in self._index.tags().values() if n != self._answering.number]
-            for opened in (self._answering, *map(self._index.at, numbers)):
-                if opened.state.embedding == self._wanted.embedding:
-                    yield opened.table
+            if now.state.embedding != self._wanted.embedding:
+                return
+            yield now.table
+            for number in self._index.tags().values():
+                if now.state.oldest <= number != now.number:
+                    yield self._index.at(number).table
 
         return Vectors(self._index, tables)
 

@@ -2,17 +2,15 @@
 
 from rag.wiring.answering import chat_engine, documents, prepare, query_engine, retriever
 from rag.wiring.mirroring import (
-    Status,
     follow,
     pending,
     row,
-    status,
     sync,
-    table_version,
     verify,
     write_demo,
 )
 from rag.wiring.parts import index_uri
+from rag.wiring.standing import Status, status, table_version
 
 __all__ = [
     "Status",

@@ -13,7 +13,7 @@ from rag.catalogue import LLM_MODELS
 from rag.errors import SettingsError
 from rag.progress import Progress, silent
 from rag.settings import Settings
-from rag.wiring.mirroring import refuse_other_recipe, sync, write_demo
+from rag.wiring.mirroring import sync, write_demo
 from rag.wiring.parts import (
     chosen_version,
     load_embedding,
@@ -21,6 +21,7 @@ from rag.wiring.parts import (
     open_snapshot,
     open_store,
 )
+from rag.wiring.standing import refuse_other_recipe
 
 if TYPE_CHECKING:
     from llama_index.core.schema import Document

@@ -153,15 +153,13 @@ def _embedding_at(folder: Path, device: str) -> E5Embedding:
 
 
 def load_splitter(settings: Settings) -> Splitter:
-    """Load what cuts long texts."""
+    """Load what cuts long texts, once while anything uses it."""
     from rag import weights
     from rag.splitting import Splitter
 
-    return Splitter(
-        weights.embedding_folder(settings.embedding.model),
-        settings.embedding.chunk_tokens,
-        settings.embedding.chunk_overlap,
-    )
+    folder = weights.embedding_folder(settings.embedding.model)
+    sizes = (settings.embedding.chunk_tokens, settings.embedding.chunk_overlap)
+    return _shared("splitter", (folder, *sizes), lambda: Splitter(folder, *sizes))
 
 
 def load_llm(settings: Settings, progress: Progress = silent) -> GgufLLM:
