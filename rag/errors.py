@@ -177,12 +177,22 @@ class RowKeyError(TableError):
     """The key columns do not identify each row."""
 
     def __init__(
-        self, uri: str, key: Sequence[str], *, problem: str, n_rows: int, examples: Sequence[str]
+        self,
+        uri: str,
+        key: Sequence[str],
+        *,
+        null: tuple[int, Sequence[str]],
+        repeated: tuple[int, Sequence[str]],
     ) -> None:
-        shown = ", ".join(repr(e) for e in examples)
+        problems = [
+            f"{what} in {n:,} {'row' if n == 1 else 'rows'} "
+            f"(for example {', '.join(map(repr, examples))})"
+            for what, (n, examples) in (("is null", null), ("repeats", repeated))
+            if n
+        ]
         super().__init__(
-            f"Key {list(key)!r} of Delta table {uri!r} {problem} in {n_rows:,} rows"
-            f"{f' (for example {shown})' if shown else ''}; nothing was changed. "
+            f"Key {', '.join(map(repr, key))} of Delta table {uri!r} {' and '.join(problems)}; "
+            "nothing was changed. "
             "Set RAG_TABLE__KEY to columns that identify each row, or to '[]' to identify rows by "
             "their content, or set RAG_TABLE__ON_BAD_KEY=pick to index one row of each key."
         )

@@ -56,6 +56,7 @@ def test_rows_without_a_key_are_identified_by_content(write_table: Write) -> Non
     ("ids", "message"),
     [
         (["a", None, None], "is null in 2 rows .*'b', 'c'"),
+        (["a", "a", None], "is null in 1 row .*'c'.* and repeats in 2 rows .*'a'"),
         (["a", "a", "b"], "repeats in 2 rows .*'a'"),
     ],
 )

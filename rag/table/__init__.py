@@ -240,12 +240,12 @@ class Snapshot:
         return Rows(keys, hashes, texts, kept.with_columns(storable(kept.schema)), n_blank)
 
     def _refusal(self, bad: BadKeys) -> RowKeyError:
-        if bad.n_null:
-            problem, n_rows, examples = "is null", bad.n_null, bad.null_examples
-        else:
-            problem = "is not unique: it repeats"
-            n_rows, examples = bad.n_repeated, bad.repeated_examples
-        return RowKeyError(self.uri, self.key, problem=problem, n_rows=n_rows, examples=examples)
+        return RowKeyError(
+            self.uri,
+            self.key,
+            null=(bad.n_null, bad.null_examples),
+            repeated=(bad.n_repeated, bad.repeated_examples),
+        )
 
 
 def open_table(
