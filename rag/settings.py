@@ -79,13 +79,13 @@ class EmbeddingSettings(_Group):
     chunk_tokens: int = Field(400, ge=32, le=480)
     """A row longer than the model's window is split into nodes of at most this many tokens."""
     chunk_overlap: int = Field(50, ge=0, le=200)
-    """Tokens that two neighbouring nodes of one row share; less than half of a node."""
+    """Tokens that two neighbouring nodes of one row share; fewer than a node has."""
 
     @model_validator(mode="after")
-    def _overlap_is_less_than_half(self) -> Self:
-        if self.chunk_overlap * 2 >= self.chunk_tokens:
+    def _overlap_is_less_than_a_node(self) -> Self:
+        if self.chunk_overlap >= self.chunk_tokens:
             raise ValueError(
-                f"chunk_overlap {self.chunk_overlap} is not less than half of chunk_tokens "
+                f"chunk_overlap {self.chunk_overlap} is not less than chunk_tokens "
                 f"{self.chunk_tokens}"
             )
         return self

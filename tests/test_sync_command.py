@@ -262,6 +262,6 @@ def test_a_version_is_not_negative(here: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_half_a_node_cannot_be_shared() -> None:
-    with pytest.raises(SettingsError, match="chunk_overlap 50 is not less than half"):
-        rag.Settings(embedding={"chunk_tokens": 60, "chunk_overlap": 50})
+def test_a_whole_node_cannot_be_shared() -> None:
+    with pytest.raises(SettingsError, match="chunk_overlap 60 is not less than chunk_tokens 60"):
+        rag.Settings(embedding={"chunk_tokens": 60, "chunk_overlap": 60})
