@@ -83,9 +83,11 @@ class Snapshot:
         try:
             if log.is_file():
                 return text_hash(log.read_text(errors="replace"))
-            # on object storage; slower, because deltalake reads the whole log for it
-            found = [c for c in self.delta.history() if c.get("version") == version]
-        except FAILURES:
+            # on object storage; slower, because deltalake reads the whole log for it, and from the
+            # latest version: opened at an older one it would count the commits wrong
+            latest = open_delta(self.uri, None, self.delta._storage_options)
+            found = [c for c in latest.history() if c.get("version") == version]
+        except (*FAILURES, TableError):
             return ""
         return text_hash(json.dumps(found[0], sort_keys=True, default=str)) if found else ""
 
