@@ -6,7 +6,7 @@ Everything public is here; the rooms behind it are free to change.
 from rag.errors import RagError
 from rag.progress import SyncReport
 from rag.settings import Settings
-from rag.wiring import chat_engine, documents, query_engine, retriever, sync, verify
+from rag.wiring import chat_engine, documents, evaluate, query_engine, retriever, sync, verify
 
 __all__ = [
     "RagError",
@@ -14,6 +14,7 @@ __all__ = [
     "SyncReport",
     "chat_engine",
     "documents",
+    "evaluate",
     "query_engine",
     "retriever",
     "sync",

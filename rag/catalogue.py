@@ -64,6 +64,8 @@ class LlmModel:
     memory_mb: int
     """Resident memory with the default context; measured for the packaged model (2026-11-22), for
     the hub's an estimate from the file size."""
+    rewrites: bool = False
+    """Whether it can make a follow-up question self-contained: instruct models from 4B on."""
 
 
 EMBEDDING_MODELS: dict[str, EmbeddingModel] = {
@@ -130,6 +132,7 @@ LLM_MODELS: dict[str, LlmModel] = {
             n_passages=5,
             n_ctx=8192,
             memory_mb=3800,
+            rewrites=True,
         ),
         LlmModel(
             name="mistral-7b-instruct-v0.2",
@@ -142,6 +145,7 @@ LLM_MODELS: dict[str, LlmModel] = {
             n_passages=5,
             n_ctx=8192,
             memory_mb=5300,
+            rewrites=True,
         ),
     )
 }

@@ -10,18 +10,44 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.llms.llm import LLM
 from llama_index.core.schema import QueryBundle
 
-from rag.citation import Citation, find_support
+from rag.citation import Citation, Embed
+from rag.citing import Cited, Citer, Flag, Flagged, Said, Token
 from rag.prompt import COMPLETION_STOP, Prompt, build
-from rag.question import checked, standalone
+from rag.question import (
+    REWRITTEN_TOKENS,
+    Found,
+    checked,
+    is_followup,
+    rewriting,
+    rewritten,
+    standalone,
+)
 from rag.retrieval import Hit, TableRetriever
-from rag.words import sentence_ends
+
+__all__ = [
+    "REFUSED",
+    "Answering",
+    "Cited",
+    "Done",
+    "Event",
+    "Flag",
+    "Flagged",
+    "Searched",
+    "Token",
+    "TurnOptions",
+    "Turns",
+    "metadata",
+    "plain",
+    "refusal",
+    "unfounded",
+]
 
 
 @dataclass(frozen=True)
@@ -45,20 +71,6 @@ class Answering:
 
 
 @dataclass(frozen=True)
-class Token:
-    """A piece of the answer."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Cited:
-    """The sentence just completed is supported by a source."""
-
-    citation: Citation
-
-
-@dataclass(frozen=True)
 class Done:
     """The turn is over."""
 
@@ -68,9 +80,19 @@ class Done:
     sources: list[Hit]
     citations: list[Citation]
     table_version: int
+    flags: list[Flag] = field(default_factory=list)
+    """Numbers and quotations in the answer that stand in no passage."""
+    n_claims: int = 0
+    """Sentences of the answer that make a claim."""
+    n_supported: int = 0
+    """Of those, the ones bound to a source."""
+    n_withheld: int = 0
+    """Sentences left out because they repeat an order that a row gives."""
+    is_supported: bool = True
+    """False when the reply says that the table does not support its answer."""
 
 
-Event = Searched | Answering | Token | Cited | Done
+Event = Searched | Answering | Said | Done
 
 
 @dataclass(frozen=True)
@@ -84,6 +106,36 @@ class TurnOptions:
     max_tokens: int
     n_ctx: int
     """Context window of the model, in tokens."""
+    min_support: float = 0.5
+    """Share of an answer's claims that a source must support, 0 to 1."""
+    embed: Embed | None = None
+    """Embeds texts as passages, to cite across languages; None cites by words alone."""
+    rewrites: bool = False
+    """Whether the model makes follow-up questions self-contained; else a rule does."""
+
+
+class _Search:
+    """The searches of one turn: no wording is embedded twice."""
+
+    def __init__(self, retriever: TableRetriever, min_relevance: float) -> None:
+        self._retriever, self._min_relevance = retriever, min_relevance
+        self._found: dict[str, list[Hit]] = {}
+        self.seconds = 0.0
+
+    def hits(self, query: str) -> list[Hit]:
+        """Return the rows for a wording, best first."""
+        if query not in self._found:
+            started = time.monotonic()
+            self._found[query] = cast(list[Hit], self._retriever.retrieve(QueryBundle(query)))
+            self.seconds += time.monotonic() - started
+        return self._found[query]
+
+    def look(self, query: str) -> Found | None:
+        """Return the best row for a wording."""
+        hits = self.hits(query)
+        if not hits:
+            return None
+        return Found(hits[0].node.get_content(), hits[0].relevance >= self._min_relevance)
 
 
 class Turns:
@@ -126,11 +178,11 @@ class Turns:
         """
         # 1. what is asked
         question = checked(question, max_chars=self._options.max_question_chars)
-        query = standalone(question, _answered(history))
+        search = _Search(self._retriever, self._options.min_relevance)
+        query = self._standalone(question, history, stop, search)
         # 2. what is there
-        started = time.monotonic()
-        hits = cast(list[Hit], self._retriever.retrieve(QueryBundle(query)))
-        yield Searched(query, hits, time.monotonic() - started)
+        hits = search.hits(query)
+        yield Searched(query, hits, search.seconds)
         # the hits say which version they are of: a sync may have moved the index since
         version = hits[0].node.metadata["table_version"] if hits else self._table_version()
         # 3. whether it is enough
@@ -154,13 +206,67 @@ class Turns:
         sources = sources[: prompt.n_passages]
         yield Answering(sources, refused=False)
         # 4. the answer, cited sentence by sentence
-        citer = _Citer(sources)
+        citer = Citer(sources, question=f"{question}\n{query}", embed=self._options.embed)
         for delta in self._stream(prompt, stop):
             yield from citer.feed(delta)
         yield from citer.finish()
-        if not citer.citations and not stop.is_set():
+        is_short = citer.falls_short(self._options.min_support) and not stop.is_set()
+        if is_short:
             yield from citer.quote()
-        yield Done(citer.text, False, sources, citer.citations, version)
+        yield Done(
+            citer.text,
+            False,
+            sources,
+            citer.citations,
+            version,
+            flags=citer.flags,
+            n_claims=citer.n_claims,
+            n_supported=citer.n_supported,
+            n_withheld=citer.n_withheld,
+            is_supported=not (is_short and citer.n_claims),
+        )
+
+    def standalone(
+        self, question: str, history: Sequence[ChatMessage], stop: threading.Event
+    ) -> str:
+        """Return what a turn searches for: the question, made self-contained.
+
+        Args:
+            question: As typed.
+            history: Earlier turns, oldest first.
+            stop: Ends a rewriting by the model within one token.
+
+        Raises:
+            RagError: what the index and the model raise.
+        """
+        search = _Search(self._retriever, self._options.min_relevance)
+        return self._standalone(question, history, stop, search)
+
+    def _standalone(
+        self,
+        question: str,
+        history: Sequence[ChatMessage],
+        stop: threading.Event,
+        search: _Search,
+    ) -> str:
+        earlier = [str(m.content) for m in history if m.role == MessageRole.USER]
+        if self._options.rewrites and earlier and is_followup(question):
+            said = [str(m.content) for m in history]
+            query = rewritten(self._rewriting(question, history, stop), question, said)
+            if query is not None and not stop.is_set():
+                return query
+        return standalone(question, earlier, search.look)
+
+    def _rewriting(
+        self, question: str, history: Sequence[ChatMessage], stop: threading.Event
+    ) -> str:
+        messages = rewriting(question, history)
+        n_tokens = sum(self._n_tokens(str(m.content)) for m in messages)
+        # half the window leaves room for what the template adds; the rule needs no window at all
+        if n_tokens > self._options.n_ctx // 2 - REWRITTEN_TOKENS:
+            return ""
+        replies = self._llm.stream_chat(messages, stop=stop, max_tokens=REWRITTEN_TOKENS)
+        return "".join(reply.delta or "" for reply in replies)
 
     def _stream(self, prompt: Prompt, stop: threading.Event) -> Iterator[str]:
         options: dict[str, Any] = {"stop": stop, "max_tokens": self._options.max_tokens}
@@ -180,74 +286,6 @@ class Turns:
                 yield delta
 
 
-class _Citer:
-    """Follows the answer as it grows and cites each sentence when it is complete."""
-
-    def __init__(self, sources: Sequence[Hit]) -> None:
-        self._sources = sources
-        self._passages = [s.node.get_content() for s in sources]
-        self._cited_to = 0
-        self.text = ""
-        self.citations: list[Citation] = []
-
-    def feed(self, delta: str) -> Iterator[Event]:
-        """Yield the piece, with the citations of the sentences that it completes in between."""
-        shown = len(self.text)
-        self.text += delta
-        pending = self.text[self._cited_to :]
-        base = self._cited_to
-        for end, following in sentence_ends(pending):
-            # the mark belongs right behind the sentence, before the blank
-            at = max(base + end, shown)
-            if at > shown:
-                yield Token(self.text[shown:at])
-                shown = at
-            yield from self._cite(self.text[self._cited_to : base + end])
-            self._cited_to = base + following
-        if shown < len(self.text):
-            yield Token(self.text[shown:])
-
-    def finish(self) -> Iterator[Event]:
-        """Yield the citation of the last sentence."""
-        yield from self._cite(self.text[self._cited_to :])
-        self._cited_to = len(self.text)
-
-    def quote(self) -> Iterator[Event]:
-        """Say that nothing of the answer stands in a source, and quote the best one instead."""
-        start = len(self.text)
-        passage = self._passages[0]
-        self.text += f"{UNSUPPORTED if self.text.strip() else QUOTED} “{passage}”"
-        yield Token(self.text[start:])
-        row_key = self._sources[0].node.metadata["row_key"]
-        self.citations.append(Citation(1, row_key, 0, len(passage)))
-        yield Cited(self.citations[-1])
-
-    def _cite(self, sentence: str) -> Iterator[Event]:
-        support = find_support(sentence, self._passages)
-        if support is None:
-            return
-        row_key = self._sources[support.index].node.metadata["row_key"]
-        citation = Citation(support.index + 1, row_key, support.start, support.end)
-        self.citations.append(citation)
-        yield Cited(citation)
-
-
-QUOTED = "The nearest row says:"
-"""Put before a quotation when the model said nothing."""
-UNSUPPORTED = "\n\nThe table does not support this. What the nearest row says:"
-"""Put before a quotation when no sentence of an answer is supported."""
-
-
-def _answered(history: Sequence[ChatMessage]) -> list[str]:
-    """Return the earlier questions that were answered, oldest first: a refusal leads nowhere."""
-    refused = {i - 1 for i, m in enumerate(history) if m.additional_kwargs.get(REFUSED)}
-    return [
-        str(m.content)
-        for i, m in enumerate(history)
-        if m.role == MessageRole.USER and i not in refused
-    ]
-
-
 REFUSED = "refused"
 """Marks a message of the history as a refusal."""
 
@@ -260,10 +298,28 @@ def refusal(hits: Sequence[Hit]) -> str:
 
 
 def plain(event: Event) -> str:
-    """Return what an event adds to the answer as plain text: its pieces and marks like ` [1]`."""
-    if isinstance(event, Token):
-        return event.text
-    return f" [{event.citation.n}]" if isinstance(event, Cited) else ""
+    """Return what an event adds to the answer as plain text.
+
+    Its pieces, marks like ` [1]`, and at the end what stands in no row.
+    """
+    match event:
+        case Token():
+            return event.text
+        case Cited():
+            return f" [{event.citation.n}]"
+        case Done():
+            note = unfounded(event)
+            return f"\n\n{note}" if note else ""
+        case _:
+            return ""
+
+
+def unfounded(done: Done) -> str:
+    """Return one sentence that names what of an answer stands in no row; empty if all does."""
+    if not done.is_supported:
+        return ""  # the answer says so already, of all that it claims
+    texts = list(dict.fromkeys(flag.text for flag in done.flags))
+    return f"Not in the table: {', '.join(texts)}." if texts else ""
 
 
 def metadata(done: Done) -> dict[str, Any]:
@@ -271,7 +327,10 @@ def metadata(done: Done) -> dict[str, Any]:
     return {
         "refused": done.refused,
         "table_version": done.table_version,
-        "citations": [
-            {"n": c.n, "row_key": c.row_key, "start": c.start, "end": c.end} for c in done.citations
-        ],
+        "citations": [asdict(c) for c in done.citations],
+        "flags": [asdict(f) for f in done.flags],
+        "n_claims": done.n_claims,
+        "n_supported": done.n_supported,
+        "n_withheld": done.n_withheld,
+        "is_supported": done.is_supported,
     }

@@ -92,14 +92,20 @@ def _weights(settings: Settings) -> Iterator[Check]:
         ("language model", settings.llm.model, llm),
     ):
         if entry is None:
-            local = Path(name).expanduser()
-            kind = "local" if local.exists() else "a hub model: downloaded when first used"
-            yield Check(what, "ok" if local.exists() else "note", f"{name}, {kind}")
+            yield _own(what, name)
         elif isinstance(entry.source, PackageFile):
             yield _packaged(what, name, entry.source, entry.licence)
         else:
             source = f"{name}, downloaded from {entry.source.repository} when first used"
             yield Check(what, "note", f"{source} ({entry.licence})")
+    if settings.retrieval.rerank_model is not None:
+        yield _own("cross-encoder", settings.retrieval.rerank_model)
+
+
+def _own(what: str, name: str) -> Check:
+    local = Path(name).expanduser()
+    kind = "local" if local.exists() else "a hub model: downloaded when first used"
+    return Check(what, "ok" if local.exists() else "note", f"{name}, {kind}")
 
 
 def _packaged(what: str, name: str, source: PackageFile, licence: str) -> Check:

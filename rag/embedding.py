@@ -6,7 +6,6 @@ this room late, in a thread. Does not know where the model folder came from (`we
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,9 +13,9 @@ import torch
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
 
-from rag.errors import ModelError, QuestionError, SettingsError, WeightsNotFound
+from rag.devices import chosen_device, no_loading_bar
+from rag.errors import ModelError, QuestionError, WeightsNotFound
 from rag.splitting import PASSAGE_PREFIX, encodable, window
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ class E5Embedding(HuggingFaceEmbedding):
             WeightsNotFound: the folder holds no model that can be loaded.
         """
         try:
-            with _no_loading_bar():
+            with no_loading_bar():
                 super().__init__(
                     model_name=str(folder),
                     max_length=window(folder),
@@ -63,7 +62,7 @@ class E5Embedding(HuggingFaceEmbedding):
                     normalize=True,
                     embed_batch_size=_TEXTS_AT_ONCE,
                     cache_folder=str(folder),  # else LlamaIndex makes a folder of its own in $HOME
-                    device=_device(device),
+                    device=chosen_device(device),
                     local_files_only=True,
                     model_kwargs={"dtype": torch.float32},
                 )
@@ -154,25 +153,3 @@ def token_batches(counts: Sequence[int], *, max_tokens: int) -> Iterator[list[in
         batch.append(i)
     if batch:
         yield batch
-
-
-def _device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(
-            "RAG_EMBEDDING__DEVICE is 'cuda', but this torch finds no CUDA device. "
-            "Set it to 'auto', or install a CUDA build of torch."
-        )
-    return device
-
-
-@contextlib.contextmanager
-def _no_loading_bar() -> Iterator[None]:
-    was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if was_enabled:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

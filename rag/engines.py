@@ -260,7 +260,7 @@ def _texts(
         for event in events:
             if isinstance(event, Done):
                 facts.update(metadata(event))
-            elif text := plain(event):
+            if text := plain(event):
                 yield text
 
 
@@ -271,5 +271,5 @@ async def _atexts(
         async for event in events:
             if isinstance(event, Done):
                 facts.update(metadata(event))
-            elif text := plain(event):
+            if text := plain(event):
                 yield text

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Sequence
-from decimal import Decimal, InvalidOperation
-from typing import Any
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from llama_index.core.vector_stores.types import (
@@ -21,6 +21,8 @@ from llama_index.core.vector_stores.types import (
 )
 
 from rag.errors import FilterError, nearest
+
+T = TypeVar("T")
 
 _COMPARISONS = {
     FilterOperator.EQ: "=",
@@ -98,13 +100,12 @@ def _predicate(f: MetadataFilter, path: str, kind: pa.DataType) -> str:
     if _is_list(kind):
         return _list_predicate(f, path, kind.value_type)
     literal = _literal_of(kind, f)
-    if pa.types.is_integer(kind) and not _fits(kind, value):
-        # Lance compares an integer neither with a fraction nor with what is out of its range
-        path = f"CAST({path} AS DOUBLE)"
+    if pa.types.is_integer(kind) and operator in _COMPARISONS:
+        return _whole_predicate(f, path, kind)
     if operator in _COMPARISONS:
         return f"{path} {_COMPARISONS[operator]} {literal(value)}"
     if operator == FilterOperator.IN:
-        values = [literal(v) for v in _several(f)]
+        values = [v for v in map(literal, _several(f)) if v]
         return f"{path} IN ({', '.join(values)})" if values else "false"
     if operator in _TEXT and _is_text(kind):
         needle = literal(value)
@@ -114,15 +115,36 @@ def _predicate(f: MetadataFilter, path: str, kind: pa.DataType) -> str:
     raise _misfit(f, kind)
 
 
+def _whole_predicate(f: MetadataFilter, path: str, kind: pa.DataType) -> str:
+    """Compare a whole number with any number, exactly: as doubles, both would be rounded."""
+    bound = _converted(_exact, kind, f)(f.value)
+    # the nearest whole number on the side where the comparison holds for the same ones
+    is_floor = f.operator in (FilterOperator.GT, FilterOperator.LTE)
+    whole = bound.to_integral_value(ROUND_FLOOR if is_floor else ROUND_CEILING)
+    least, most = _range(kind)
+    if f.operator == FilterOperator.EQ:
+        text = _member(bound, kind)
+        return f"{path} = {text}" if text else "false"
+    if least <= whole <= most:
+        return f"{path} {_COMPARISONS[f.operator]} {_whole(int(whole))}"
+    is_below = f.operator in (FilterOperator.LT, FilterOperator.LTE)
+    return "true" if is_below == (whole > most) else "false"
+
+
 def _list_predicate(f: MetadataFilter, path: str, element: pa.DataType) -> str:
     literal = _literal_of(element, f)
+
+    def has(value: Any) -> str:
+        text = literal(value)
+        return f"array_has({path}, {text})" if text else "false"
+
     if f.operator == FilterOperator.CONTAINS:
-        return f"array_has({path}, {literal(f.value)})"
+        return has(f.value)
     if f.operator in (FilterOperator.ANY, FilterOperator.IN):
-        tests = [f"array_has({path}, {literal(v)})" for v in _several(f)]
+        tests = [has(v) for v in _several(f)]
         return f"({' OR '.join(tests)})" if tests else "false"
     if f.operator == FilterOperator.ALL:
-        tests = [f"array_has({path}, {literal(v)})" for v in _several(f)]
+        tests = [has(v) for v in _several(f)]
         return f"({' AND '.join(tests)})" if tests else "true"
     raise _misfit(f, pa.list_(element))
 
@@ -139,17 +161,22 @@ def _literal_of(kind: pa.DataType, f: MetadataFilter) -> Callable[[Any], str]:
     writer = _writer(kind)
     if writer is None:
         raise _misfit(f, kind)
+    return _converted(writer, kind, f)
 
-    def literal(value: Any) -> str:
+
+def _converted(
+    convert: Callable[[Any], T], kind: pa.DataType, f: MetadataFilter
+) -> Callable[[Any], T]:
+    def checked(value: Any) -> T:
         try:
-            return writer(value)
+            return convert(value)
         except (TypeError, ValueError, OverflowError, InvalidOperation) as e:
             raise FilterError(
                 f"Filter on column {f.key!r} compares with {value!r}, "
                 f"but the column holds {kind} values."
             ) from e
 
-    return literal
+    return checked
 
 
 def _writer(kind: pa.DataType) -> Callable[[Any], str] | None:
@@ -157,7 +184,9 @@ def _writer(kind: pa.DataType) -> Callable[[Any], str] | None:
         return _text
     if pa.types.is_boolean(kind):
         return _boolean
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+    if pa.types.is_integer(kind):
+        return lambda value: _member(_exact(value), kind)
+    if pa.types.is_floating(kind):
         return _number
     if pa.types.is_decimal(kind):
         return _decimal
@@ -197,6 +226,34 @@ def _number(value: Any) -> str:
     return f"({value!r})" if -_BIG <= value < _BIG else f"({float(value)!r})"
 
 
+def _exact(value: Any) -> Decimal:
+    if isinstance(value, bool):
+        raise TypeError
+    number = Decimal(value)
+    if not number.is_finite():
+        raise ValueError
+    return number
+
+
+def _member(number: Decimal, kind: pa.DataType) -> str:
+    """Return a number as a literal; nothing when no row of its column can hold it."""
+    least, most = _range(kind)
+    if not least <= number <= most or number != number.to_integral_value():
+        return ""
+    return _whole(int(number))
+
+
+def _whole(number: int) -> str:
+    # Lance reads the digits before the sign, and the least 64-bit number has one too many
+    return f"({number})" if number > -_BIG else f"CAST('{number}' AS BIGINT)"
+
+
+def _range(kind: pa.DataType) -> tuple[int, int]:
+    if pa.types.is_unsigned_integer(kind):
+        return 0, 2**kind.bit_width - 1
+    return -(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1
+
+
 _INF = float("inf")
 _BIG = 2**63
 
@@ -232,14 +289,6 @@ def _timestamp(value: Any, kind: pa.DataType) -> str:
         value = value.astimezone(dt.UTC).replace(tzinfo=None)
     text = value.isoformat(sep=" ")
     return f"timestamp '{text}+00:00'" if kind.tz else f"timestamp '{text}'"
-
-
-def _fits(kind: pa.DataType, value: Any) -> bool:
-    values = value if isinstance(value, list) else [value]
-    try:
-        return all(pa.scalar(int(str(v)), kind).is_valid for v in values)
-    except (ValueError, OverflowError, pa.ArrowInvalid):
-        return False
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 
 from rag.errors import ModelError, QuestionError
+from rag.orders import visible
 
 COMPLETION_STOP: tuple[str, ...] = ("\n",)
 """Where a completion ends: the answers of the examples are one line."""
@@ -133,7 +134,7 @@ def build(
             n_tokens(str(m.content)) + _MESSAGE_TOKENS for m in prompt.messages
         )
 
-    parts = Parts(tuple(history) if is_chat else (), tuple(passages))
+    parts = Parts(tuple(map(_seen, history)) if is_chat else (), tuple(passages))
     kept = fit(parts, lambda p: cost(make(p)) <= budget, budget=budget)
     if kept is not None:
         return make(kept)
@@ -214,6 +215,13 @@ def fit(parts: Parts, fits: Callable[[Parts], bool], *, budget: int) -> Parts | 
     return Parts((), (_cut(passages[0], lambda p: fits(Parts((), (p,)))),))
 
 
+def _seen(message: ChatMessage) -> ChatMessage:
+    """Return an earlier message as its reader saw it; a question may have been pasted."""
+    text = str(message.content)
+    shown = visible(text)
+    return message if shown == text else ChatMessage(role=message.role, content=shown)
+
+
 def _turns(history: Sequence[ChatMessage]) -> list[list[ChatMessage]]:
     """Group messages into turns: a user's message and what followed it."""
     turns: list[list[ChatMessage]] = []
@@ -241,4 +249,5 @@ def _cut(text: str, fits: Callable[[str], bool]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    # white space of any kind parts words here, so what is invisible goes first
+    return " ".join(visible(text).split())

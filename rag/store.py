@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
-import pyarrow as pa
 from lancedb.table import LanceTable
 from llama_index.core.bridge.pydantic import PrivateAttr
-from llama_index.core.schema import BaseNode, NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.schema import BaseNode, TextNode
 from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQuery,
@@ -30,9 +30,7 @@ from rag.errors import (
     IndexNotBuilt,
     VersionNotMirrored,
 )
-from rag.filters import where
 from rag.index import (
-    COLUMNS,
     FAILURES,
     FORMAT,
     IS_NODE,
@@ -43,10 +41,17 @@ from rag.index import (
     index_cause,
     is_in,
 )
-from rag.table import row_metadata
-from rag.upkeep import N_PROBES, REFINE_FACTOR
-
-_NODE = ["id", "row_key", "start", "end", "row_version", "text", COLUMNS]
+from rag.ranking import coverage, fused
+from rag.search import (
+    NODE,
+    Found,
+    Search,
+    by_both,
+    by_vector,
+    by_words,
+    node_of,
+    predicate,
+)
 
 T = TypeVar("T")
 
@@ -120,17 +125,43 @@ class NodeStore(LanceDBVectorStore):
         """
         self._readable()
 
+    def search(
+        self,
+        embedding: Sequence[float],
+        words: str,
+        *,
+        n: int,
+        filters: MetadataFilters | None = None,
+    ) -> list[Found]:
+        """Return the nodes nearest by meaning, then those best by words that are not among them.
+
+        Args:
+            embedding: Of the question, normalised.
+            words: The question; empty asks by meaning alone.
+            n: Nodes of each search.
+            filters: Only nodes of rows that match.
+
+        Returns:
+            At most `2 * n` nodes, all of one version of the index.
+
+        Raises:
+            IndexNotBuilt: no sync has completed.
+            FilterError: a filter does not fit the table.
+        """
+        asked = Search(embedding=embedding, words=words, n=n, filters=filters)
+        return self._following(lambda o: by_both(o, asked), is_filtered=filters is not None)
+
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Return the nodes nearest to a query.
 
         Args:
-            query: Its `mode` (vector search, or text search by BM25), embedding (normalised) or
-                `query_str`, `similarity_top_k`, `filters`, `doc_ids` (row keys) and `node_ids`
-                are used.
+            query: Its `mode` (`default`: by vector; `text_search`: by words; `hybrid`: both),
+                embedding (normalised), `query_str`, `similarity_top_k`, `filters`, `doc_ids` (row
+                keys) and `node_ids` are used.
             **kwargs: LlamaIndex passes some; none is used.
 
         Returns:
-            Nodes, cosine similarities (text search: BM25 scores), greatest first, and ids; empty
+            Nodes, scores (cosine similarity, BM25, or both fused), greatest first, and ids; empty
             lists for no match.
 
         Raises:
@@ -139,10 +170,12 @@ class NodeStore(LanceDBVectorStore):
         """
         if query.mode not in _MODES:
             raise FilterError(
-                f"Search mode {query.mode.value!r} is not available; "
-                "this index searches by vector ('default') or by words ('text_search')."
+                f"Search mode {query.mode.value!r} is not available; this index searches by "
+                "vector ('default'), by words ('text_search') or by both ('hybrid')."
             )
-        return self._following(lambda opened: self._query(query, opened))
+        return self._following(
+            lambda opened: _query(query, opened), is_filtered=query.filters is not None
+        )
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Do as `query`, without holding the event loop."""
@@ -161,38 +194,12 @@ class NodeStore(LanceDBVectorStore):
             if node_ids is not None:
                 parts.append(is_in("id", node_ids))
             if filters is not None:
-                parts.append(_where(opened.table, filters))
+                parts.append(predicate(opened.table, filters))
             search = opened.table.search().where(" AND ".join(parts)).limit(None)
-            rows = search.select(_NODE).to_arrow().to_pylist()
-            return [_node(row, opened.state) for row in rows]
+            rows = search.select(NODE).to_arrow().to_pylist()
+            return [node_of(row, opened.state) for row in rows]
 
         return self._following(read, is_filtered=filters is not None)
-
-    def _query(self, query: VectorStoreQuery, opened: Opened) -> VectorStoreQueryResult:
-        table = opened.table
-        if query.mode == VectorStoreQueryMode.DEFAULT:
-            search = table.search(query.query_embedding, vector_column_name="vector")
-            search = search.distance_type("cosine")
-            search = search.nprobes(N_PROBES)
-            search = search.refine_factor(REFINE_FACTOR)
-            measure = "_distance"
-        else:
-            search = table.search(query.query_str or "", query_type="fts", fts_columns="text")
-            measure = "_score"
-        parts = [is_in("row_key", query.doc_ids)] if query.doc_ids else []
-        parts += [is_in("id", query.node_ids)] if query.node_ids else []
-        parts += [_where(table, query.filters)] if query.filters is not None else []
-        if parts:
-            search = search.where(" AND ".join(parts), prefilter=True)
-        found = search.limit(query.similarity_top_k).select([*_NODE, measure])
-        rows = found.to_arrow().to_pylist()
-        return VectorStoreQueryResult(
-            nodes=[_node(row, opened.state) for row in rows],
-            similarities=[
-                row["_score"] if measure == "_score" else 1.0 - row["_distance"] for row in rows
-            ],
-            ids=[row["id"] for row in rows],
-        )
 
     def _following(self, read: Callable[[Opened], T], *, is_filtered: bool = False) -> T:
         """Read from the version that answers; once more when a sync has cleaned it up meanwhile."""
@@ -265,39 +272,47 @@ class NodeStore(LanceDBVectorStore):
         raise _read_only()
 
 
-_MODES = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.TEXT_SEARCH)
+_MODES = (
+    VectorStoreQueryMode.DEFAULT,
+    VectorStoreQueryMode.TEXT_SEARCH,
+    VectorStoreQueryMode.HYBRID,
+)
+N_CANDIDATES = 20
+"""Nodes of each search that are ranked, at least."""
+
+
+def _query(query: VectorStoreQuery, opened: Opened) -> VectorStoreQueryResult:
+    asked = Search(
+        embedding=query.query_embedding,
+        words=query.query_str or "",
+        n=query.similarity_top_k,
+        filters=query.filters,
+        row_keys=query.doc_ids,
+        node_ids=query.node_ids,
+    )
+    if query.mode == VectorStoreQueryMode.TEXT_SEARCH:
+        scored = by_words(opened, asked)
+    elif query.mode == VectorStoreQueryMode.HYBRID:
+        found = by_both(opened, replace(asked, n=max(asked.n, N_CANDIDATES)))
+        scored = sorted(scores(asked.words, found), key=lambda pair: pair[1], reverse=True)
+    else:
+        scored = [(f.node, f.cosine) for f in by_vector(opened, asked)]
+    del scored[asked.n :]
+    return VectorStoreQueryResult(
+        nodes=[node for node, _ in scored],
+        similarities=[score for _, score in scored],
+        ids=[node.node_id for node, _ in scored],
+    )
+
+
+def scores(question: str, found: Sequence[Found]) -> list[tuple[TextNode, float]]:
+    """Return each node with its fused score."""
+    shares = coverage(question, [f.node.text for f in found])
+    return [(f.node, fused(f.cosine, share)) for f, share in zip(found, shares, strict=True)]
 
 
 def _no_advice(record: logging.LogRecord) -> bool:
     return "Please add some data" not in record.getMessage()
-
-
-def _where(table: LanceTable, filters: MetadataFilters) -> str:
-    struct = table.schema.field(COLUMNS).type
-    columns = pa.schema([struct.field(i) for i in range(struct.num_fields)])
-    return where(filters, columns, prefix=COLUMNS)
-
-
-def _node(row: dict[str, Any], state: IndexState) -> TextNode:
-    metadata = row_metadata(
-        state.table_uri,
-        state.table_version,
-        row["row_key"],
-        row[COLUMNS],
-        row_version=state.no_later(row["row_version"]),
-    )
-    hidden = list(metadata)
-    return TextNode(
-        id_=row["id"],
-        text=row["text"],
-        start_char_idx=row["start"],
-        end_char_idx=row["end"],
-        metadata=metadata,
-        # a prompt or an embedding gets the template's text, nothing else
-        excluded_embed_metadata_keys=hidden,
-        excluded_llm_metadata_keys=hidden,
-        relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=row["row_key"])},
-    )
 
 
 def _read_only() -> IndexingError:

@@ -7,7 +7,9 @@ of characters, which serve as words.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 _NO_SPACES = (
@@ -16,7 +18,30 @@ _NO_SPACES = (
 """Thai and Lao, Burmese, Khmer, Japanese kana, Chinese characters."""
 _TOKEN = re.compile(rf"[{_NO_SPACES}]+|[^\W_{_NO_SPACES}]+(?:['’][^\W_]+)?")
 _IS_SPACELESS = re.compile(rf"[{_NO_SPACES}]")
-_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n+")
+_CLOSERS = "\"'”’»“*_)\\]」』）"
+"""What may stand between the end of a sentence and the blank behind it."""
+_END = re.compile(
+    rf"(?<=[.!?…])[{_CLOSERS}]*(?=\s)|(?<=[。！？])[{_CLOSERS}]*(?=[^{_CLOSERS}])|(?=\n)"
+)
+_LIST_NUMBER = re.compile(r"\s*\d{1,3}\.")
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(])(?:Dr|Mr|Mrs|Ms|Prof|St|No|Nr|vs|ca|approx|e\.g|i\.e|z\.B)\.$"
+)
+_ABBREVIATION_CHARS = 9
+"""More than the longest of them has, so that it is seen whole."""
+_NUMBER = re.compile(
+    rf"""(?<![^\W_{_NO_SPACES}])(?:
+    (?P<iso>\d{{4}}-\d{{1,2}}-\d{{1,2}}(?!\d))
+    |(?P<dotted>\d{{1,2}}\.\d{{1,2}}\.\d{{4}}(?!\d))
+    |(?P<time>\d{{1,2}}:\d{{2}}(?!\d))
+    |\d+(?:[.,]\d+|['’\u00a0\u202f]\d{{3}}(?!\d))*)""",
+    re.VERBOSE,
+)
+_CODE = re.compile(
+    rf"(?<![^\W_])[^\W\d_{_NO_SPACES}][^\W_{_NO_SPACES}]*(?:[-_/.][^\W_{_NO_SPACES}]+)*"
+)
+_NAMES_SHARE = 0.6
+"""With more of a sentence's words than this in capitals, a capital does not make a name."""
 _STEM = 5
 """Letters that two forms of a word share, as a cheap stem for many languages (`strike`, `striking`
 share `strik`)."""
@@ -34,11 +59,42 @@ STOP_WORDS = frozenset(
 """English words that say nothing about a topic; other languages' are few enough to live with."""
 
 
+_FUNCTION_WORDS = {
+    language: frozenset(listed.split())
+    for language, listed in {
+        "en": "the of and to in is for with that on you it this are was at by from",
+        "de": "der die das und ist mit für von den dem ein eine nicht auf zu im sich wird sie des",
+        "es": "el la los las de que y en un una con por para es del se no su al",
+        "fr": "le la les des et est un une pour avec dans que du en au qui ne pas sur",
+        "it": "il la di che per con un una sono nel della del gli le non",
+        "pt": "os as de que em um uma para com não do da no na",
+        "nl": "de het een en van is met voor op niet dat die zijn te aan",
+    }.items()
+}
+_KANA_SHARE = 0.05
+"""Of a text's letters; with more it is Japanese, however many Chinese characters it has."""
+_LANGUAGE_CHARS = 1000
+"""Of a text's beginning, enough to tell its language."""
+
+
 @dataclass(frozen=True)
 class Word:
     """A content word where it stands in a text."""
 
     stem: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number where it stands in a text."""
+
+    values: frozenset[str]
+    """What it can mean, written one way: `1,920`, `1920` and `1.920,00` all mean `1920`, and
+    `1,920` can mean `1.92` too. A date is `2024-3-12`, a time `7:30`."""
+    parts: frozenset[str]
+    """The numbers that a date is made of."""
     start: int
     end: int
 
@@ -57,16 +113,134 @@ def stems(text: str) -> set[str]:
     return {w.stem for w in content_words(text)}
 
 
-def numbers(text: str) -> set[str]:
-    """Return the numbers in a text, as written."""
-    return set(re.findall(r"\d+(?:[.,]\d+)*", text))
+def numbers(text: str) -> list[Number]:
+    """Return the numbers in a text, in order; the digits of a code such as `INV-4471` too."""
+    return [Number(_values(m), _parts(m), m.start(), m.end()) for m in _NUMBER.finditer(text)]
+
+
+def codes(text: str) -> list[tuple[int, int]]:
+    """Return where codes stand: words of letters and digits such as `INV-4471`, `E5`, `fs-001`."""
+    return [m.span() for m in _CODE.finditer(text) if any(c.isdigit() for c in m.group())]
+
+
+def names(text: str) -> set[str]:
+    """Return the stems of the names: words with a capital that do not begin the sentence.
+
+    None where capitals say nothing: in a title, and in a language that writes nouns with them.
+    """
+    words = [w for w in content_words(text) if text[w.start].isalpha()]
+    first = next((m.start() for m in re.finditer(r"[^\W\d_]", text)), 0)
+    inner = [w for w in words if w.start != first]
+    found = {w.stem for w in inner if text[w.start].isupper()}
+    return found if len(found) <= _NAMES_SHARE * len(inner) else set()
+
+
+def language(text: str) -> str | None:
+    """Return a text's language, as far as its small words tell it, or its script where not Latin.
+
+    None when they do not tell, as in a short text without small words; a row often is one.
+    """
+    text = text[:_LANGUAGE_CHARS].lower()
+    scripts = Counter(unicodedata.name(c, "").split(" ")[0] for c in text if c.isalpha())
+    if scripts["HIRAGANA"] + scripts["KATAKANA"] > _KANA_SHARE * scripts.total():
+        return "KANA"
+    script = scripts.most_common(1)[0][0] if scripts else None
+    if script != "LATIN":
+        return script
+    tokens = Counter(token for token, _, _ in _tokens(text))
+    counts = Counter({n: sum(tokens[w] for w in ws) for n, ws in _FUNCTION_WORDS.items()})
+    (first, most), (_, second) = counts.most_common(2)
+    return first if most > second + 1 else None
 
 
 def sentence_ends(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where each complete sentence ends, and where the next one starts."""
+    """Yield where each complete sentence ends, and where the next one starts.
+
+    A sentence is complete when what follows it is there: cutting a text into pieces that come one
+    by one never moves an end.
+    """
+    start = 0
     for match in _END.finditer(text):
-        if text[: match.start()].strip():
-            yield match.start(), match.end()
+        sentence = text[start : match.end()].rstrip()
+        if not sentence:
+            start = match.end()
+        elif text.startswith("\n", match.end()) or not _goes_on(sentence):
+            following = match.end()
+            while following < len(text) and text[following].isspace():
+                following += 1
+            yield start + len(sentence), following
+            start = following
+
+
+def _goes_on(sentence: str) -> bool:
+    return bool(
+        _LIST_NUMBER.fullmatch(sentence) or _ABBREVIATION.search(sentence[-_ABBREVIATION_CHARS:])
+    )
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Return where each sentence starts and ends, the last one too."""
+    found, start = [], len(text) - len(text.lstrip())
+    for end, following in sentence_ends(text):
+        found.append((start, end))
+        start = following
+    end = len(text.rstrip())
+    return [*found, (start, end)] if start < end else found
+
+
+def _values(match: re.Match[str]) -> frozenset[str]:
+    text = _digits(match.group())
+    if match["iso"]:
+        return frozenset(["-".join(p.lstrip("0") for p in text.split("-"))])
+    if match["dotted"]:
+        return frozenset(["-".join(p.lstrip("0") for p in reversed(text.split(".")))])
+    if match["time"]:
+        return frozenset([text.lstrip("0") if text[:2] != "00" else text])
+    groups = re.split(r"[^\d]", text)
+    separators = re.findall(r"[^\d]", text)
+    if not separators:
+        return frozenset([_whole(text)])
+    found = set()
+    if len(set(separators)) == 1 and _are_thousands(groups):
+        found.add(_whole("".join(groups)))
+    if len(separators) == 1 and separators[0] in ".," and not (found and groups[1] == "000"):
+        found.add(_decimal(groups[0], groups[1]))
+    thousands = set(separators[:-1])
+    is_mixed = len(thousands) == 1 and separators[-1] in {".", ","} - thousands
+    if is_mixed and _are_thousands(groups[:-1]):
+        found.add(_decimal("".join(groups[:-1]), groups[-1]))
+    return frozenset(found or [text])
+
+
+def _parts(match: re.Match[str]) -> frozenset[str]:
+    if match["iso"] or match["dotted"]:
+        return frozenset(_whole(p) for p in re.split(r"[-.]", _digits(match.group())))
+    return frozenset()
+
+
+def _are_thousands(groups: Sequence[str]) -> bool:
+    # 1,23,456 is how India writes it
+    head, *middle, last = groups if len(groups) > 1 else [groups[0], "000"]
+    return (
+        1 <= len(head) <= 3
+        and head[0] != "0"
+        and len(last) == 3
+        and all(2 <= len(g) <= 3 for g in middle)
+    )
+
+
+def _decimal(whole: str, fraction: str) -> str:
+    fraction = fraction.rstrip("0")
+    return f"{_whole(whole)}.{fraction}" if fraction else _whole(whole)
+
+
+def _whole(digits: str) -> str:
+    return digits.lstrip("0") or "0"
+
+
+def _digits(text: str) -> str:
+    # digits of any script; int() would refuse the very long ones
+    return "".join(str(unicodedata.decimal(c, c)) for c in text)
 
 
 def _tokens(text: str) -> Iterator[tuple[str, int, int]]:

@@ -62,7 +62,8 @@ def hit(n: int, text: str, **columns: Any) -> Hit:
     """Return row `n` as found, less relevant the greater `n` is."""
     metadata = {"table_uri": "data/shop", "table_version": 3, "row_key": f"row-{n}", **columns}
     node = TextNode(id_=f"node-{n}", text=text, metadata=metadata)
-    return Hit(node=node, score=0.9, relevance=1 - n / 10, title=text[:40])
+    scores = {"score": 0.9, "cosine": 0.9, "bm25": None, "coverage": 0.5}
+    return Hit(node=node, relevance=1 - n / 10, title=text[:40], **scores)
 
 
 HITS = (

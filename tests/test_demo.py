@@ -118,12 +118,12 @@ def triples(sentence: str) -> set[tuple[str, ...]]:
 def test_questions_name_rows_that_are_there_and_do_not_copy_them() -> None:
     questions = yaml.safe_load(QUESTIONS.read_text(encoding="utf-8"))
     by_key = {r.row_id: r for r in rows()}
-    answerable = [q for q in questions if q["row_id"] is not None]
+    answerable = [q for q in questions if q["expected"] is not None]
     assert (len(questions), len(answerable)) == (40, 30)
     assert len({q["question"] for q in questions}) == 40
-    assert len({q["row_id"] for q in answerable}) == 30
+    assert len({q["expected"] for q in answerable}) == 30
     for q in answerable:
-        assert not triples(q["question"]) & triples(text(by_key[q["row_id"]])), q
+        assert not triples(q["question"]) & triples(text(by_key[q["expected"]])), q
 
 
 def test_some_questions_need_the_advice_of_the_update() -> None:
@@ -131,7 +131,7 @@ def test_some_questions_need_the_advice_of_the_update() -> None:
     before = {r.row_id: r for r in (*history.create, *history.append)}
     changed = {r.row_id for r in history.update if r.items != before[r.row_id].items}
     questions = yaml.safe_load(QUESTIONS.read_text(encoding="utf-8"))
-    assert len(changed & {q["row_id"] for q in questions}) >= 2
+    assert len(changed & {q["expected"] for q in questions}) >= 2
 
 
 # --- the table --------------------

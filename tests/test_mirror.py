@@ -267,8 +267,10 @@ def test_ids_narrow_a_query_and_other_modes_are_refused(world: World) -> None:
     index = VectorStoreIndex.from_vector_store(world.store, embed_model=world.embedding)
     retriever = index.as_retriever(similarity_top_k=2, doc_ids=["b"])
     assert [n.node.metadata["row_key"] for n in retriever.retrieve("apple")] == ["b"]
-    with pytest.raises(FilterError, match="'hybrid' is not available"):
-        index.as_retriever(vector_store_query_mode="hybrid").retrieve("apple")
+    both = index.as_retriever(vector_store_query_mode="hybrid", similarity_top_k=2)
+    assert [n.node.metadata["row_key"] for n in both.retrieve("apple")] == ["a", "b"]
+    with pytest.raises(FilterError, match="'mmr' is not available"):
+        index.as_retriever(vector_store_query_mode="mmr").retrieve("apple")
 
 
 async def test_the_store_is_read_only_and_async(world: World) -> None:

@@ -14,8 +14,8 @@ from rag.prompt import COMPLETION_STOP, completion_prompt
 from rag.wiring import parts
 
 QUESTIONS = yaml.safe_load((Path(__file__).parent / "data" / "demo_questions.yaml").read_text())
-ANSWERABLE = [q for q in QUESTIONS if q["row_id"] is not None]
-OFF_TOPIC = [q for q in QUESTIONS if q["row_id"] is None]
+ANSWERABLE = [q for q in QUESTIONS if q["expected"] is not None]
+OFF_TOPIC = [q for q in QUESTIONS if q["expected"] is None]
 
 
 @pytest.mark.model
@@ -28,10 +28,10 @@ def test_the_demo_questions_are_answered_from_the_right_row(in_shop: Path) -> No
         response = engine.query(asked["question"])
         text = str(response).lower()
         found = [n.node.metadata["row_key"] for n in response.source_nodes]
-        if found[:1] != [asked["row_id"]]:
+        if found[:1] != [asked["expected"]]:
             wrong_row.append((asked, found))
-        own = items[asked["row_id"]]
-        foreign = {i for row_id, its in items.items() if row_id != asked["row_id"] for i in its}
+        own = items[asked["expected"]]
+        foreign = {i for row_id, its in items.items() if row_id != asked["expected"] for i in its}
         if not any(i in text for i in own) or any(i in text for i in foreign - own):
             wrong_answer.append((asked, text))
         if not response.metadata["citations"]:

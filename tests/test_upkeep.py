@@ -9,10 +9,19 @@ from pathlib import Path
 
 import lance
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
+import tiny_e5
+from conftest import World
+from deltalake import write_deltalake
 
-from rag import upkeep
+import rag
+from rag import upkeep, wiring
+from rag.audit import verify
+from rag.mirror import publishing
+from rag.weights import e5_pack
+from rag.wiring import parts
 
 DIMENSION = 16
 SCHEMA = pa.schema(
@@ -43,6 +52,7 @@ class Index:
         self.schema = SCHEMA.set(SCHEMA.get_field_index("vector"), vector)
         self.dimension = dimension
         self.version = 0
+        self.tokenizer: upkeep.Tokenizer = "words"
 
     def open(self, version: int | str | None = None) -> lance.LanceDataset:
         return lance.dataset(str(self.path), version=version)
@@ -73,7 +83,7 @@ class Index:
     def build(self, n: int, *, word: str = "") -> lance.LanceDataset:
         lance.write_dataset(self.rows(range(n), word=word), str(self.path), mode="overwrite")
         dataset = self.open()
-        upkeep.tend(dataset)
+        upkeep.tend(dataset, self.tokenizer)
         return dataset
 
     def sync(self, keys: Sequence[int], *, gone: Sequence[int] = (), n_tags: int = 10) -> None:
@@ -90,7 +100,7 @@ class Index:
         dataset.checkout_latest()
         if gone:
             dataset.delete("row_hash IS NULL AND id <> 'state'")
-        upkeep.tend(dataset)
+        upkeep.tend(dataset, self.tokenizer)
         dataset.tags.create(f"delta-{self.version}", dataset.version)
         old = f"delta-{self.version - n_tags}"
         if old in dataset.tags.list():
@@ -271,6 +281,180 @@ def test_every_row_is_found_once_after_many_changes(index: Index) -> None:
         assert by_vector(dataset, row["vector"], 1) == [row["id"]]
         assert dataset.count_rows(f"id = '{row['id']}'") == 1
     assert len(by_text(dataset, "common", 5_000)) == len(living)
+
+
+# -- how texts are cut -------------------------------------------------------------------------
+
+NGRAM_CASES = {
+    "part of a code": ("mattress XKCD9920Z", "kcd99"),
+    "end of a compound": ("die Straßenbahnen", "bahnen"),
+    "chinese": ("蒸汽机的效率取决于锅炉压力。", "锅炉"),
+    "two letters": ("area Q7", "q7"),
+    "accent": ("CAFÉ crème", "afe"),
+}
+
+
+@pytest.mark.parametrize(("text", "query"), NGRAM_CASES.values(), ids=NGRAM_CASES)
+def test_ngrams_find_parts(index: Index, text: str, query: str) -> None:
+    rows = index.rows(range(3)).to_pylist()
+    rows[1]["text"] = text
+    lance.write_dataset(pa.Table.from_pylist(rows, schema=index.schema), str(index.path))
+    dataset = index.open()
+    upkeep.tend(dataset, "ngrams")
+    assert by_text(dataset, query) == ["0:1"]
+
+
+def test_another_tokenizer_builds_the_text_index_alone(index: Index, small_numbers: None) -> None:
+    def segments() -> dict[str, list[str]]:
+        return {i.name: [s.uuid for s in i.segments] for i in index.open().describe_indices()}
+
+    dataset = index.build(600)
+    before, n_versions = segments(), dataset.version
+    assert upkeep.tokenizer_of(dataset) == "words"
+    upkeep.tend(dataset, "words")
+    assert dataset.version == n_versions, "nothing was due"
+    upkeep.tend(dataset, "ngrams")
+    assert upkeep.tokenizer_of(index.open()) == "ngrams"
+    after = segments()
+    assert {name for name in after if after[name] != before[name]} == {"text_idx"}
+    assert {(c.n_indexed, c.n_unindexed) for c in upkeep.coverage(index.open())} == {(601, 0)}
+
+
+def test_an_index_of_another_release_is_built_anew(index: Index) -> None:
+    dataset = index.build(3)
+    dataset.create_scalar_index("text", "INVERTED", replace=True, base_tokenizer="whitespace")
+    assert upkeep.tokenizer_of(dataset) is None
+    upkeep.tend(dataset)
+    assert upkeep.tokenizer_of(dataset) == "words"
+
+
+def test_appended_segments_are_cut_alike_and_replaced_together(
+    index: Index, small_numbers: None
+) -> None:
+    index.tokenizer = "ngrams"
+    index.build(2_000)
+    for i in range(4):
+        index.sync(range(2_000 + 50 * i, 2_050 + 50 * i))
+    dataset = index.open()
+    (text,) = (i for i in dataset.describe_indices() if i.name == "text_idx")
+    assert len(text.segments) >= 2
+    assert upkeep.tokenizer_of(dataset) == "ngrams"
+    for key in (7, 1_999, 2_003, 2_199):  # of the old segment and of those behind it
+        assert f"0:{key}" in by_text(dataset, f"k{key}", 5_000)
+    assert len(by_text(dataset, "örd3", 5_000)) >= 2_200 // 7
+
+    index.tokenizer = "words"
+    index.sync(range(2_200, 2_250))
+    dataset = index.open()
+    assert upkeep.tokenizer_of(dataset) == "words"
+    assert by_text(dataset, "örd3", 5_000) == []
+    assert by_text(dataset, "k2003") == ["0:2003"]
+    assert by_text(dataset, "k2249") == ["0:2249"]
+
+
+@pytest.mark.usefixtures("small_numbers")
+def test_a_purge_keeps_the_tokenizer(index: Index) -> None:
+    index.tokenizer = "ngrams"
+    index.build(600)
+    index.sync([], gone=[5])
+    dataset = index.open()
+    dataset.tags.delete("delta-1")
+    upkeep.purge(dataset)
+    assert upkeep.tokenizer_of(index.open()) == "ngrams"
+    assert len(by_text(index.open(), "ommo", 1_000)) == 599
+
+
+def found(world: World, query: str) -> list[str]:
+    answering = world.index.answering()
+    assert answering is not None
+    return by_text(answering.table.to_lance(), query)
+
+
+def test_a_sync_with_another_tokenizer_embeds_and_rewrites_nothing(world: World) -> None:
+    world.write(pl.DataFrame({"row_id": ["a", "b"], "text": ["mattress XKCD9920Z", "wool"]}))
+    first = world.sync()
+    assert (first.n_embedded, found(world, "kcd99")) == (2, [])
+    files = set(Path(world.index.nodes_uri, "data").iterdir())
+
+    report = world.sync(tokenizer="ngrams")
+    assert (report.n_embedded, report.n_unchanged, report.read) == (0, 2, "nothing")
+    assert found(world, "kcd99") == ["0:a"]
+    assert files == set(Path(world.index.nodes_uri, "data").iterdir())
+    assert len(world.embedding.embedded) == 2
+    assert verify(world.index, world.snapshot()).is_ok
+    number = world.index.dataset().version
+    assert world.sync(tokenizer="ngrams").n_unchanged == 2
+    assert world.index.dataset().version == number, "nothing was left to do"
+
+    world.write(pl.DataFrame({"row_id": ["a", "c"], "text": ["mattress XKCD9920Z", "XKCD99"]}))
+    assert world.sync(tokenizer="ngrams").n_embedded == 1
+    assert sorted(found(world, "kcd99")) == ["0:a", "0:c"]
+    assert verify(world.index, world.snapshot()).is_ok
+
+    assert world.sync().n_embedded == 0
+    assert found(world, "kcd99") == []
+    assert found(world, "mattress") == ["0:a"]
+    assert len(world.embedding.embedded) == 3
+
+
+def test_the_tokenizer_stays_through_builds_purges_and_older_versions(world: World) -> None:
+    rows = pl.DataFrame({"row_id": ["a", "b"], "text": ["mattress XKCD9920Z", "wool"]})
+    world.write(rows)
+    world.write(rows.with_columns(price=pl.lit(1)))  # other columns, so another build
+    world.sync(tokenizer="ngrams")
+    assert found(world, "kcd99") == ["0:a"]
+    world.sync(version=0, tokenizer="ngrams")
+    older = world.index.mirrored(0)
+    assert older is not None
+    assert by_text(older.table.to_lance(), "kcd99") == ["0:a"]
+    world.template = "so: {text}"
+    assert world.sync(tokenizer="ngrams").n_embedded == 2
+    assert found(world, "kcd99") == ["0:a"]
+    world.sync(tokenizer="ngrams", purge=True)
+    assert found(world, "kcd99") == ["0:a"]
+    assert verify(world.index, world.snapshot()).is_ok
+
+
+def test_a_sync_killed_before_its_tag_is_finished_by_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.write(pl.DataFrame({"row_id": ["a"], "text": ["mattress XKCD9920Z"]}))
+    world.sync()
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(publishing, "retire", killed)
+        with pytest.raises(KeyboardInterrupt):
+            world.sync(tokenizer="ngrams")
+    assert found(world, "kcd99") == ["0:a"]
+    assert world.sync(tokenizer="ngrams").n_embedded == 0
+    answering = world.index.answering()
+    assert answering is not None
+    assert world.index.tags() == {0: answering.number}
+
+
+def test_the_setting_reaches_the_index(tmp_path: Path) -> None:
+    (tmp_path / "e5").mkdir()
+    e5_pack.repack(tiny_e5.data_file(), tmp_path / "e5")
+    rows = pl.DataFrame({"row_id": ["a", "b"], "text": ["mattress XKCD9920Z", "wool"]})
+    write_deltalake("table", rows)
+    base = {"table": {"uri": "table", "template": "{text}"}, "embedding": {"model": "e5"}}
+    words, ngrams = rag.Settings(**base), rag.Settings(**base, index={"tokenizer": "ngrams"})
+
+    def tokenizer() -> str | None:
+        return upkeep.tokenizer_of(parts.open_index(words).dataset())
+
+    assert (rag.sync(words).n_embedded, tokenizer()) == (2, "words")
+    status = wiring.status(ngrams)
+    assert (status.problem, status.changed) == (None, None)
+    assert (rag.sync(ngrams).n_embedded, tokenizer()) == (0, "ngrams")
+    for settings in (words, ngrams):
+        assert wiring.status(settings).problem is None
+        assert wiring.verify(settings).is_ok
+    assert (rag.sync(ngrams, purge=True).n_embedded, tokenizer()) == (0, "ngrams")
+    assert (rag.sync(words).n_embedded, tokenizer()) == (0, "words")
 
 
 # -- fragments, versions, disk -----------------------------------------------------------------

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from rag import doctor, wiring
-from rag.cli import answering, mirroring
+from rag.cli import answering, evaluating, mirroring
 from rag.cli.terminal import Json, brief, err, out, print_json
 from rag.errors import RagError
 from rag.settings import Settings, leaves, variable
@@ -73,6 +73,9 @@ for _command in (
     mirroring.verify,
 ):
     app.command()(_command)
+
+
+app.command(name="eval")(evaluating.evaluate)
 
 
 @app.command(name="doctor")

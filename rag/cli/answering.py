@@ -12,7 +12,6 @@ from rich.markup import escape
 from rag import wiring
 from rag.cli.terminal import Json, err, out, plain, print_json, progress_shown, stopping_at_once
 from rag.errors import RagError
-from rag.question import checked
 from rag.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 
 def ask(question: Annotated[str, typer.Argument()], as_json: Json = False) -> None:
     """Ask one question; the answer streams, then its sources are listed."""
+    from rag.question import checked  # LlamaIndex costs two seconds; `rag --help` does not wait
+
     settings = Settings()
     checked(question, max_chars=settings.chat.max_question_chars)  # before the models load
     with stopping_at_once("Stopped."):

@@ -29,6 +29,7 @@ from rag.progress import Progress
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UNESCAPED = re.compile(r"[\x7f-\x9f]")
 _INTERRUPTED = 130
 """Exit code of a program ended by Ctrl-C."""
 _REFRESH_S = 2.0
@@ -107,7 +108,9 @@ def print_table(*rows: tuple[str, str]) -> None:
 def print_json(value: Any, *, is_one_line: bool = False) -> None:
     """Print a value as JSON; on one line where a script reads one after the other."""
     indent = None if is_one_line else 2
-    print(json.dumps(value, ensure_ascii=False, indent=indent, default=str))  # noqa: T201
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    # JSON leaves DEL and the C1 controls as they are; a terminal would obey them
+    print(_UNESCAPED.sub(lambda m: f"\\u{ord(m[0]):04x}", text))  # noqa: T201
 
 
 def plain(text: str) -> str:

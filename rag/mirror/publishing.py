@@ -107,7 +107,7 @@ def replace_all(
         )
 
 
-def settle(index: Index, *, keep: int) -> None:
+def settle(index: Index, tokenizer: upkeep.Tokenizer, *, keep: int) -> None:
     """Bring the newest version into order: tombstones, search indexes, its tag, old tags.
 
     What it holds is right with or without that, so a failure is only logged, and the next sync
@@ -115,36 +115,38 @@ def settle(index: Index, *, keep: int) -> None:
 
     Args:
         index: The index.
+        tokenizer: Of the text index.
         keep: Mirrored versions that stay addressable.
     """
     try:
         dataset = index.dataset()
         if dataset.count_rows(_TOMBSTONE):
             dataset.delete(_TOMBSTONE)
-        upkeep.tend(index.dataset())
+        upkeep.tend(index.dataset(), tokenizer)
         retire(index, keep=keep)
         mark(index)
     except (*FAILURES, IndexingError) as e:
         _log.warning("The index at %s could not be tidied: %s", index.uri, index_cause(e))
 
 
-def is_settled(index: Index, opened: Opened) -> bool:
+def is_settled(index: Index, opened: Opened, tokenizer: upkeep.Tokenizer) -> bool:
     """Whether nothing is left to be done for a version: its tag is what `settle` sets last."""
-    return index.tags().get(opened.state.table_version) == opened.number
+    is_tagged = index.tags().get(opened.state.table_version) == opened.number
+    return is_tagged and upkeep.tokenizer_of(opened.table.to_lance()) == tokenizer
 
 
-def switch(index: Index) -> None:
+def switch(index: Index, tokenizer: upkeep.Tokenizer) -> None:
     """Let the newest version, completely built, answer from now on."""
-    furnish(index)  # before anybody reads it
+    furnish(index, tokenizer)  # before anybody reads it
     newest = index.newest()
     assert newest is not None
     merge(index, newest, [], [], replace(newest.state, answers=None))
 
 
-def furnish(index: Index) -> None:
+def furnish(index: Index, tokenizer: upkeep.Tokenizer) -> None:
     """Build the search indexes of the newest version."""
     with index.writing():
-        upkeep.tend(index.dataset())
+        upkeep.tend(index.dataset(), tokenizer)
 
 
 def fall_back(index: Index, number: int) -> None:

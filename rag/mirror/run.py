@@ -21,6 +21,7 @@ from rag.mirror.staging import STAGE, Embedder, Staging, Vectors, cut, drop_stag
 from rag.progress import Progress, SyncReport
 from rag.table import FeedUnreadable, Snapshot
 from rag.template import text_hash
+from rag.upkeep import Tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class Options:
     """Afterwards remove from disk what is deleted, and every older version of the index."""
     keep_versions: int = 10
     """Mirrored versions that stay addressable."""
+    tokenizer: Tokenizer = "words"
+    """How the text index cuts texts; mirrors of older versions keep theirs."""
 
 
 class Run:
@@ -99,12 +102,15 @@ class Run:
             IndexWriteError: the index could not be written; the old one still serves.
         """
         self._recover()
-        was_settled = self._answering is None or publishing.is_settled(self._index, self._answering)
+        was_settled = self._answering is None or publishing.is_settled(
+            self._index, self._answering, self._options.tokenizer
+        )
         if not was_settled:  # a tag keeps what answers from being cleaned up under a longer build
             with self._index.writing():
                 publishing.mark(self._index)
         if self._is_done():
             if not was_settled:
+                self._progress("building the search indexes", 0, 0)
                 self._settle()
             if not self._options.is_pinned:  # no other version is on its way
                 drop_stages(self._index, self._stage())
@@ -175,7 +181,7 @@ class Run:
             publishing.discard(self._index)  # what should answer cannot be read
             return
         if not newest.state.is_beside and newest.state.is_alike(self._wanted):
-            publishing.switch(self._index)
+            publishing.switch(self._index, self._options.tokenizer)
         elif newest.state.answers:
             publishing.fall_back(self._index, newest.state.answers)
         self._look()
@@ -302,10 +308,10 @@ class Run:
             state = replace(state, answers=goes_on)
             publishing.replace_all(self._index, staging.batches(), self._schema, state)
             if is_beside:
-                publishing.furnish(self._index)
+                publishing.furnish(self._index, self._options.tokenizer)
             else:
                 self._progress("building the search indexes", 0, 0)
-                publishing.switch(self._index)
+                publishing.switch(self._index, self._options.tokenizer)
         if is_beside:
             with self._index.writing():
                 publishing.mark(self._index)
@@ -323,7 +329,8 @@ class Run:
     def _settle(self) -> None:
         # the version beside was asked for: it is not the one too many
         least = 2 if self._is_beside() else 1
-        publishing.settle(self._index, keep=max(self._options.keep_versions, least))
+        keep = max(self._options.keep_versions, least)
+        publishing.settle(self._index, self._options.tokenizer, keep=keep)
 
     # -- what is told ----------------------------------------------------------------------------
 

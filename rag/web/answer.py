@@ -71,10 +71,12 @@ class Answer:
         await self._write(self._guard.chip(citation.n))
         await self._show_cards(is_done=False)
 
-    async def done(self) -> None:
-        """Say that the text is complete."""
+    async def done(self, note: str = "") -> None:
+        """Say that the text is complete, and what of it stands in no row."""
         if self._message is None:
             return
+        if note:
+            await self._write(f"\n\n_{plain(note)}_")
         await self._message.send()
         await self._show_cards(is_done=True)
 

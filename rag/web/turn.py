@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator
 
-from rag.chat import Answering, Cited, Done, Event, Searched, Token
+from rag.chat import Answering, Cited, Done, Event, Searched, Token, unfounded
 from rag.web.answer import Answer
 
 
@@ -28,4 +28,4 @@ async def show(events: AsyncGenerator[Event, None], answer: Answer) -> None:
                 case Cited():
                     await answer.cited(event.citation)
                 case Done():
-                    await answer.done()
+                    await answer.done(unfounded(event))

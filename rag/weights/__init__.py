@@ -58,12 +58,10 @@ def embedding_folder(model: str, *, progress: Progress = silent) -> Path:
         return _repacked(model, EMBEDDING_MODELS[model].source, progress=progress)
     folder = Path(model).expanduser()
     if folder.is_dir():
-        if lacking := _lacking(folder):
-            raise WeightsNotFound(_no_model_folder(model, lacking))
-        return folder
+        return _whole(folder, model, "embedding model")
     if not hub.is_name(model):
         raise _unknown(model, EMBEDDING_MODELS, setting="RAG_EMBEDDING__MODEL")
-    return _from_hub(model, progress=progress)
+    return _from_hub(model, "embedding model", progress=progress)
 
 
 def embedding_fingerprint(model: str) -> str:
@@ -83,13 +81,35 @@ def embedding_fingerprint(model: str) -> str:
         if not hub.is_name(model):
             raise _unknown(model, EMBEDDING_MODELS, setting="RAG_EMBEDDING__MODEL")
         return model
-    if lacking := _lacking(folder):
-        raise WeightsNotFound(_no_model_folder(model, lacking))
+    _whole(folder, model, "embedding model")
     record = cache_dir() / "folders" / _CHECKSUMS
     digest = hashlib.sha256()
     for path in _weights(folder):
         digest.update(stamp.current(path.resolve(), record=record).encode())
     return f"folder@{digest.hexdigest()[:16]}"
+
+
+def reranker_folder(model: str, *, progress: Progress = silent) -> Path:
+    """Return the folder of a cross-encoder, fetching it first.
+
+    Args:
+        model: A local folder, or `organisation/name` on the hub.
+        progress: Told the bytes that have arrived.
+
+    Raises:
+        WeightsNotFound: no such folder, or the hub cannot give it.
+        ChecksumMismatch: a file is corrupt.
+        WeightsError: the cache cannot be written.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return _whole(folder, model, "cross-encoder")
+    if not hub.is_name(model):
+        raise WeightsNotFound(
+            f"There is no folder {model!r}. Set RAG_RETRIEVAL__RERANK_MODEL to the folder of a "
+            "cross-encoder or to the name of one on the hub, `organisation/name`, or unset it."
+        )
+    return _from_hub(model, "cross-encoder", progress=progress)
 
 
 def gguf_file(model: str, *, progress: Progress = silent) -> Path:
@@ -174,7 +194,7 @@ def _parts(name: str, source: PackageFile) -> list[Path]:
     return parts
 
 
-def _from_hub(repository: str, *, progress: Progress) -> Path:
+def _from_hub(repository: str, kind: str, *, progress: Progress) -> Path:
     def is_whole(folder: Path) -> bool:
         return not _lacking(folder)
 
@@ -186,8 +206,7 @@ def _from_hub(repository: str, *, progress: Progress) -> Path:
         folder = hub.fetch(
             repository, patterns, ignored=_OTHER_ENGINES, is_whole=is_whole, progress=progress
         )
-    if lacking := _lacking(folder):
-        raise WeightsNotFound(_no_model_folder(repository, lacking))
+    _whole(folder, repository, kind)
     for path in _weights(folder):
         hub.verify(path, record=_hub_record(repository), progress=progress)
     return folder
@@ -287,11 +306,14 @@ def _hub_record(repository: str) -> Path:
     return cache_dir() / "hub" / repository.replace("/", "--") / _CHECKSUMS
 
 
-def _no_model_folder(model: str, lacking: str) -> str:
-    return (
-        f"{model!r} is no embedding model: it has no {lacking!r}. A sentence-transformers model "
-        "has 'config.json', 'tokenizer.json' and 'model.safetensors'."
-    )
+def _whole(folder: Path, model: str, kind: str) -> Path:
+    """Return a model's folder, once it is sure that no file is missing."""
+    if lacking := _lacking(folder):
+        raise WeightsNotFound(
+            f"{model!r} is no {kind}: it has no {lacking!r}. A sentence-transformers model "
+            "has 'config.json', 'tokenizer.json' and 'model.safetensors'."
+        )
+    return folder
 
 
 def _no_package(name: str, source: PackageFile, what: str) -> str:

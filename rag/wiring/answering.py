@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from rag.catalogue import LLM_MODELS
 from rag.errors import SettingsError
 from rag.progress import Progress, silent
-from rag.settings import Settings
+from rag.settings import MODES, Settings
 from rag.wiring.mirroring import sync, write_demo
 from rag.wiring.parts import (
     chosen_version,
     load_embedding,
     load_llm,
+    load_reranker,
     open_snapshot,
     open_store,
 )
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rag.engines import TableChatEngine, TableQueryEngine
     from rag.index import IndexState
     from rag.retrieval import TableRetriever
+    from rag.settings import Mode
     from rag.store import NodeStore
 
 _LOCAL_N_PASSAGES = {"chat": 3, "completion": 1}
@@ -54,6 +56,7 @@ def retriever(
     settings: Settings,
     *,
     top_k: int | None = None,
+    mode: Mode | None = None,
     filters: MetadataFilters | None = None,
     version: int | None = None,
 ) -> TableRetriever:
@@ -62,6 +65,7 @@ def retriever(
     Args:
         settings: Which index and model.
         top_k: Distinct rows to return at most; None is the settings'.
+        mode: `hybrid`, `vector` or `text`; None is the settings'.
         filters: Only rows that match; keys are columns of the table.
         version: Delta version to ask, one of those mirrored; None is the settings' or the last.
 
@@ -71,28 +75,35 @@ def retriever(
     """
     if top_k is not None and top_k < 1:
         raise SettingsError(f"top_k is {top_k}; a retriever returns at least 1 row.")
-    return _retriever_over(_built(settings, version)[0], settings, top_k=top_k, filters=filters)
+    if mode is not None and mode not in MODES:
+        raise SettingsError(f"The mode is {mode!r}; rows are found by one of {', '.join(MODES)}.")
+    chosen = {"top_k": top_k, "mode": mode}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    retrieval = settings.retrieval.model_copy(update=given)
+    changed = settings.model_copy(update={"retrieval": retrieval})
+    return _retriever_over(_built(settings, version)[0], changed, filters)
 
 
 def _retriever_over(
-    store: NodeStore,
-    settings: Settings,
-    *,
-    top_k: int | None = None,
-    filters: MetadataFilters | None = None,
+    store: NodeStore, settings: Settings, filters: MetadataFilters | None
 ) -> TableRetriever:
-    from rag.retrieval import TableRetriever
+    from rag.retrieval import RetrievalOptions, TableRetriever
     from rag.table import RESERVED
     from rag.template import Template
 
     named = Template.parse(settings.table.template).columns[0]
-    return TableRetriever(
-        store,
-        load_embedding(settings),
-        top_k=top_k or settings.retrieval.top_k,
+    chosen = settings.retrieval
+    reranker = load_reranker(settings)
+    options = RetrievalOptions(
+        top_k=chosen.top_k,
+        mode=chosen.mode,
         filters=filters,
         title_column=f"column.{named}" if named in RESERVED else named,
+        n_neighbours=chosen.n_neighbours,
+        rerank=reranker.scores if reranker is not None else None,
+        rerank_rows=chosen.rerank_rows,
     )
+    return TableRetriever(store, load_embedding(settings), options)
 
 
 def query_engine(
@@ -155,7 +166,7 @@ def _turns(settings: Settings, filters: MetadataFilters | None, version: int | N
     from rag.chat import TurnOptions, Turns
 
     store, state = _built(settings, version)
-    found = _retriever_over(store, settings, filters=filters)
+    found = _retriever_over(store, settings, filters)
     model = load_llm(settings)
     entry = LLM_MODELS.get(settings.llm.model)
     trusted = _LOCAL_N_PASSAGES["chat" if model.metadata.is_chat_model else "completion"]
@@ -166,6 +177,9 @@ def _turns(settings: Settings, filters: MetadataFilters | None, version: int | N
         max_question_chars=settings.chat.max_question_chars,
         max_tokens=settings.llm.max_tokens,
         n_ctx=model.metadata.context_window,
+        min_support=settings.chat.min_support,
+        embed=load_embedding(settings).get_text_embedding_batch,
+        rewrites=bool(entry and entry.rewrites and model.metadata.is_chat_model),
     )
 
     def mirrored() -> int:

@@ -148,6 +148,7 @@ def _options(
         is_pinned=version is not None,
         purge=purge,
         keep_versions=settings.index.keep_versions,
+        tokenizer=settings.index.tokenizer,
     )
 
 

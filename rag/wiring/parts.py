@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rag.embedding import E5Embedding
     from rag.index import Index
     from rag.llm import GgufLLM
+    from rag.reranking import Reranker
     from rag.splitting import Splitter
     from rag.store import NodeStore
     from rag.table import Snapshot
@@ -150,6 +151,23 @@ def _embedding_at(folder: Path, device: str) -> E5Embedding:
     from rag.embedding import E5Embedding
 
     return _shared("embedding", (folder, device), lambda: E5Embedding(folder, device=device))
+
+
+def load_reranker(settings: Settings, progress: Progress = silent) -> Reranker | None:
+    """Load the cross-encoder, once while anything uses it; None where none is set."""
+    from rag import weights
+
+    if settings.retrieval.rerank_model is None:
+        return None
+    with _loading:
+        folder = weights.reranker_folder(settings.retrieval.rerank_model, progress=progress)
+        return _reranker_at(folder, settings.embedding.device)
+
+
+def _reranker_at(folder: Path, device: str) -> Reranker:
+    from rag.reranking import Reranker
+
+    return _shared("reranker", (folder, device), lambda: Reranker(folder, device=device))
 
 
 def load_splitter(settings: Settings) -> Splitter:

@@ -1,0 +1,216 @@
+"""An answer as it grows: cited, checked and, where a row gives orders, held back by the sentence.
+
+Knows the passages, what supports a sentence and what repeats an order; does not know the model
+that writes, nor who reads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Literal
+
+from rag.citation import Citation, Embed, Evidence, declines, makes_claim
+from rag.markers import Marker, Markers
+from rag.orders import Orders, visible
+from rag.retrieval import Hit
+from rag.words import codes, numbers, sentence_ends
+
+_QUOTE = re.compile(r"“([^“”]+)”|„([^„“”]+)[“”]|«([^«»]+)»|(?<!\w)\"([^\"\n]+)\"(?!\w)")
+_LIST_NUMBER = re.compile(r"^[^\S\n]*(\d{1,3})[.)](?=\s|$)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Cited:
+    """The sentence just completed is supported by a source."""
+
+    citation: Citation
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A number or a quotation in the answer that stands in no passage, nor in the question."""
+
+    start: int
+    """Its first character in the answer."""
+    end: int
+    """One past its last character."""
+    text: str
+    kind: Literal["number", "quote"]
+
+
+@dataclass(frozen=True)
+class Flagged:
+    """The sentence just completed says something that stands in no passage."""
+
+    flag: Flag
+
+
+Said = Token | Cited | Flagged
+
+
+class Citer:
+    """Follows an answer as it grows and judges each sentence when it is complete.
+
+    Args:
+        sources: What the answer stands on, best first.
+        question: What it answers.
+        embed: Embeds texts as passages, for sentences in another language; None does without.
+    """
+
+    def __init__(
+        self, sources: Sequence[Hit], *, question: str = "", embed: Embed | None = None
+    ) -> None:
+        self._sources = sources
+        self._passages = [s.node.get_content() for s in sources]
+        self._evidence = Evidence(self._passages, question=question, embed=embed)
+        self._orders = Orders(self._passages, question)
+        self._markers = Markers(self._evidence.holds_text, len(sources))
+        self._named: list[int] = []
+        self._judged_to = self._shown = 0
+        self.text = ""
+        """The answer so far, without markers and withheld sentences."""
+        self.citations: list[Citation] = []
+        self.flags: list[Flag] = []
+        self.n_claims = self.n_supported = self.n_withheld = 0
+        self._has_declined = False
+
+    def feed(self, delta: str) -> Iterator[Said]:
+        """Yield what may be shown, with what is found of complete sentences right behind them."""
+        for piece in self._markers.feed(delta):
+            yield from self._take(piece)
+
+    def finish(self) -> Iterator[Said]:
+        """Yield the rest."""
+        for piece in self._markers.finish():
+            yield from self._take(piece)
+        end = len(self.text)
+        if self._judged_to < end:
+            yield from self._complete(end, end)
+        self.text = self.text[: self._shown]  # a withheld end leaves a blank behind
+        if not (self.n_claims or self._has_declined) and makes_claim(self.text, least=1):
+            self.n_claims = 1  # a word alone is an answer too
+
+    def falls_short(self, min_support: float) -> bool:
+        """Whether too few of the claims are supported for the answer to stand."""
+        return not self.n_supported or self.n_supported < min_support * self.n_claims
+
+    def quote(self) -> Iterator[Said]:
+        """Say what the answer lacks, and quote the best source."""
+        found = self._quotable()
+        if self.n_claims:
+            told = UNSUPPORTED
+            if self.n_supported:
+                told = PARTLY.format(n=self.n_supported, of=self.n_claims)
+        else:
+            told = ""
+        if found is not None:
+            quoted = QUOTED if not told else ROW
+            told = f"{told} {quoted}".strip()
+        text = f"{told} “{visible(self._passages[0][slice(*found)])}”" if found else told
+        if text:
+            yield from self._add(f"\n\n{text}" if self.text.strip() else text)
+        if found is not None:
+            yield self._cite(0, *found)
+
+    def _take(self, piece: str | Marker) -> Iterator[Said]:
+        if isinstance(piece, Marker):
+            self._named += [n - 1 for n in piece.numbers]
+            return
+        self.text += piece
+        while ends := next(sentence_ends(self.text[self._judged_to :]), None):
+            start = self._judged_to
+            yield from self._complete(start + ends[0], start + ends[1])
+        if not self._orders:
+            yield from self._show(len(self.text))
+
+    def _complete(self, end: int, following: int) -> Iterator[Said]:
+        start, named = self._judged_to, self._named
+        sentence, self._named = self.text[start:end], []
+        if self._orders.repeated_by(sentence):
+            self.n_withheld += 1
+            self.text = self.text[:start] + self.text[following:]
+            return
+        self._judged_to = following
+        # the mark belongs right behind the sentence, before the blank
+        yield from self._show(end)
+        if declines(sentence):
+            self._has_declined = True
+            return
+        supports = self._evidence.supports(sentence, named)
+        self.n_claims += bool(supports) or makes_claim(sentence)
+        self.n_supported += bool(supports)
+        for support in supports:
+            yield self._cite(support.index, support.start, support.end)
+        for flag in self._find_flags(start, end):
+            self.flags.append(flag)
+            yield Flagged(flag)
+
+    def _find_flags(self, start: int, end: int) -> Iterator[Flag]:
+        text, evidence = self.text[start:end], self._evidence
+        taken = [m.span(1) for m in _LIST_NUMBER.finditer(text) if self._begins_line(start, m)]
+        found: list[tuple[int, int, Literal["number", "quote"]]] = []
+        for match in _QUOTE.finditer(text):
+            quoted = next(filter(None, match.groups())).strip(" .,;:!?…。，")
+            if any(map(str.isalpha, quoted)) and not evidence.holds_text(quoted):
+                taken.append(match.span())
+                found.append((*match.span(), "quote"))
+        for a, b in codes(text):
+            if not any(x <= a < y for x, y in taken):
+                taken.append((a, b))
+                if not evidence.holds_code(text[a:b]):
+                    found.append((a, b, "number"))
+        found += [
+            (n.start, n.end, "number")
+            for n in numbers(text)
+            if not any(x <= n.start < y for x, y in taken) and not evidence.holds_number(n.values)
+        ]
+        for a, b, kind in sorted(found):
+            yield Flag(start + a, start + b, text[a:b], kind)
+
+    def _begins_line(self, start: int, match: re.Match[str]) -> bool:
+        before = self.text[: start + match.start()].rstrip(" \t")
+        return not before or before.endswith("\n")
+
+    def _quotable(self) -> tuple[int, int] | None:
+        """Return the longest part of the best source that gives no orders."""
+        if not self._passages:
+            return None
+        passage, kept = self._passages[0], self._orders.without(0)
+        found = SequenceMatcher(None, passage, kept, autojunk=False).find_longest_match()
+        part = passage[found.a : found.a + found.size]
+        start = found.a + len(part) - len(part.lstrip())
+        return (start, start + len(part.strip())) if part.strip() else None
+
+    def _cite(self, index: int, start: int, end: int) -> Cited:
+        row_key = self._sources[index].node.metadata["row_key"]
+        self.citations.append(Citation(index + 1, row_key, start, end))
+        return Cited(self.citations[-1])
+
+    def _add(self, text: str) -> Iterator[Token]:
+        self.text += text
+        yield from self._show(len(self.text))
+
+    def _show(self, end: int) -> Iterator[Token]:
+        if end > self._shown:
+            yield Token(self.text[self._shown : end])
+            self._shown = end
+
+
+QUOTED = "The nearest row says:"
+"""Put before a quotation when the model claimed nothing."""
+UNSUPPORTED = "The table does not support this."
+"""Said when no sentence of an answer is supported."""
+PARTLY = "The table supports only {n} of these {of} statements."
+"""Said when too few sentences of an answer are supported."""
+ROW = "What the nearest row says:"
+"""Put before a quotation that follows one of these two."""
