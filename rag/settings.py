@@ -120,7 +120,7 @@ class RetrievalSettings(_Group):
     """How rows are found: by meaning and by words, by meaning alone, or by words alone."""
     n_neighbours: int = Field(0, ge=0, le=10)
     """Of a long row, how many nodes before and after the one found are read with it."""
-    min_relevance: float = Field(0.6, ge=0, le=1)
+    min_relevance: float = Field(0.7, ge=0, le=1)
     """Below this relevance (0 to 1) the best row counts as no answer: the chat says so."""
     rerank_model: str | None = Field(None, min_length=1)
     """A cross-encoder that orders the best rows anew, a folder or a hub name; it takes seconds on a
