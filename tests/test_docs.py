@@ -111,7 +111,7 @@ def test_every_error_is_drawn_in_the_tree() -> None:
 def test_every_command_of_the_readme_is_known_to_a_test() -> None:
     commands = [line for block in fences("bash") for line in block.strip().splitlines()]
     assert len(commands) > 8
-    run_here = {line for block in fences("bash")[2:5] for line in block.strip().splitlines()}
+    run_here = {line for block in fences("bash")[2:6] for line in block.strip().splitlines()}
     for command in commands:
         known = command in RUN_ELSEWHERE or command.startswith("export RAG_") or command in run_here
         assert known, command
@@ -149,6 +149,20 @@ def test_the_commands_for_a_changing_table_run(
             said += done.stdout
     assert "version 2 beside version 3, which still answers" in said
     assert "No longer addressable: version 2." in said
+
+
+@pytest.mark.model
+def test_the_commands_of_an_evaluation_run(
+    in_shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(in_shop / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    lines = fences("bash")[5].strip().splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        subprocess.run(line, shell=True, check=True, env=environment, capture_output=True)
+    assert "<table" in (tmp_path / "failures.html").read_text()
 
 
 @pytest.mark.model

@@ -220,6 +220,17 @@ async def test_a_refusal_shows_its_text_and_neither_chips_nor_cards(open_page) -
     assert page.cards() == {}
 
 
+async def test_what_stands_in_no_row_is_named_below_the_answer(open_page) -> None:
+    page = open_page(
+        "Use a silver dagger and a bundle of wolfsbane. “Pay *30* crowns” says the sign."
+    )
+    await page.ask("What helps?")
+    (answer,) = page.answers()
+    text, _, note = answer.rpartition("\n\n")
+    assert "silver dagger" in text
+    assert note == r"_Not in the table\: “Pay \*30\* crowns”._", "a quotation is no markup"
+
+
 async def test_a_conversation_keeps_one_engine(open_page) -> None:
     made: list[Any] = []
 
