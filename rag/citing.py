@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from typing import Literal
 
 from rag.citation import Citation, Embed, Evidence, declines, makes_claim
@@ -185,11 +184,8 @@ class Citer:
         """Return the longest part of the best source that gives no orders."""
         if not self._passages:
             return None
-        passage, kept = self._passages[0], self._orders.without(0)
-        found = SequenceMatcher(None, passage, kept, autojunk=False).find_longest_match()
-        part = passage[found.a : found.a + found.size]
-        start = found.a + len(part) - len(part.lstrip())
-        return (start, start + len(part.strip())) if part.strip() else None
+        parts = self._orders.parts(0)
+        return max(parts, key=lambda part: part[1] - part[0], default=None)
 
     def _cite(self, index: int, start: int, end: int) -> Cited:
         row_key = self._sources[index].node.metadata["row_key"]
