@@ -16,9 +16,9 @@ _COVERAGE = 0.12
 """What a row that holds all words of the question gains on one that holds none, in cosine.
 
 Source: 2026-11-22, on SQuAD 2.0 and XQuAD in four languages any value from 0.08 to 0.15 ranks
-better than vectors or BM25 alone; from 0.2 on the demo suffers. Reciprocal rank fusion does not: it lets a
-search by words that found nothing but "how do I" speak as loudly as one that found a code
-(`benchmarks/quality.py retrieval` prints both).
+better than vectors or BM25 alone; from 0.2 on the demo suffers. Reciprocal rank fusion does not:
+it lets a search by words that found nothing but "how do I" speak as loudly as one that found a
+code (`benchmarks/quality.py retrieval` prints both).
 """
 _N_MISSING = 2
 
