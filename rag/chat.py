@@ -135,7 +135,9 @@ class _Search:
         hits = self.hits(query)
         if not hits:
             return None
-        return Found(hits[0].node.get_content(), hits[0].relevance >= self._min_relevance)
+        best = hits[0]
+        is_relevant = best.relevance >= self._min_relevance
+        return Found(best.node.get_content(), is_relevant, best.relevance)
 
 
 class Turns:

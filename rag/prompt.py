@@ -6,6 +6,7 @@ counts them. Passages come best first, as retrieval returns them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +18,9 @@ from rag.orders import visible
 
 COMPLETION_STOP: tuple[str, ...] = ("\n",)
 """Where a completion ends: the answers of the examples are one line."""
+
+
+_LABEL = re.compile(r"\b(question|passage|answer)\s*[:：]", re.IGNORECASE)
 
 
 class _Shot(NamedTuple):
@@ -154,14 +158,15 @@ def build(
 def completion_prompt(question: str, passages: Sequence[str]) -> str:
     """Return a two-shot prompt that a base model continues with the answer, on one line.
 
-    Everything that is put into the frame becomes one line, so no row and no question can begin a
-    frame line of its own. The best passage stands last, next to the answer.
+    Everything that is put into the frame becomes one line and loses the colon behind a label of the
+    frame: else a row with "Answer: …" in it has answered already, as a small model reads it. The
+    best passage stands last, next to the answer.
     """
     shown = [(shot.question, [shot.passage], f" {shot.answer}\n\n") for shot in _SHOTS]
     asked = [*shown, (question, passages[::-1], "")]
     return "".join(
-        f"Question: {_one_line(q)}\n"
-        + "".join(f"Passage: {_one_line(p)}\n" for p in ps)
+        f"Question: {_framed(q)}\n"
+        + "".join(f"Passage: {_framed(p)}\n" for p in ps)
         + f"Answer:{answer}"
         for q, ps, answer in asked
     )
@@ -251,3 +256,7 @@ def _cut(text: str, fits: Callable[[str], bool]) -> str:
 def _one_line(text: str) -> str:
     # white space of any kind parts words here, so what is invisible goes first
     return " ".join(visible(text).split())
+
+
+def _framed(text: str) -> str:
+    return _LABEL.sub(r"\1 –", _one_line(text))

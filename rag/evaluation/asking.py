@@ -152,7 +152,9 @@ def rewritten(question: Question, search: Search) -> str:
         hits = cast(list[Hit], search.retrievers[search.mode].retrieve(QueryBundle(wording)))
         if not hits:
             return None
-        return Looked(hits[0].node.get_content(), hits[0].relevance >= search.min_relevance)
+        best = hits[0]
+        is_relevant = best.relevance >= search.min_relevance
+        return Looked(best.node.get_content(), is_relevant, best.relevance)
 
     return standalone(question.question, question.previous, look)
 
