@@ -18,7 +18,7 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.schema import QueryBundle
 
 from rag.citation import Citation, Embed
-from rag.citing import Cited, Citer, Flag, Flagged, Said, Token
+from rag.citing import Cited, Citer, Flag, Flagged, Said, Token, missing_codes
 from rag.prompt import COMPLETION_STOP, Prompt, build
 from rag.question import (
     REWRITTEN_TOKENS,
@@ -90,6 +90,8 @@ class Done:
     """Sentences left out because they repeat an order that a row gives."""
     is_supported: bool = True
     """False when the reply says that the table does not support its answer."""
+    missing: tuple[str, ...] = ()
+    """Codes in the question that stand in no row found."""
 
 
 Event = Searched | Answering | Said | Done
@@ -136,8 +138,7 @@ class _Search:
         if not hits:
             return None
         best = hits[0]
-        is_relevant = best.relevance >= self._min_relevance
-        return Found(best.node.get_content(), is_relevant, best.relevance)
+        return Found.of(best.node.get_content(), best.relevance, least=self._min_relevance)
 
 
 class Turns:
@@ -208,7 +209,8 @@ class Turns:
         sources = sources[: prompt.n_passages]
         yield Answering(sources, refused=False)
         # 4. the answer, cited sentence by sentence
-        citer = Citer(sources, question=f"{question}\n{query}", embed=self._options.embed)
+        asked = f"{question}\n{query}"
+        citer = Citer(sources, question=asked, embed=self._options.embed)
         for delta in self._stream(prompt, stop):
             yield from citer.feed(delta)
         yield from citer.finish()
@@ -226,6 +228,7 @@ class Turns:
             n_supported=citer.n_supported,
             n_withheld=citer.n_withheld,
             is_supported=not (is_short and citer.n_claims),
+            missing=missing_codes(asked, hits),
         )
 
     def standalone(
@@ -317,10 +320,10 @@ def plain(event: Event) -> str:
 
 
 def unfounded(done: Done) -> str:
-    """Return one sentence that names what of an answer stands in no row; empty if all does."""
-    if not done.is_supported:
-        return ""  # the answer says so already, of all that it claims
-    texts = list(dict.fromkeys(flag.text for flag in done.flags))
+    """Return one sentence that names what stands in no row, asked or said; empty if all does."""
+    # an answer that is not supported says so already, of all that it claims
+    said = [flag.text for flag in done.flags] if done.is_supported else []
+    texts = list(dict.fromkeys([*done.missing, *said]))
     return f"Not in the table: {', '.join(texts)}." if texts else ""
 
 
@@ -335,4 +338,5 @@ def metadata(done: Done) -> dict[str, Any]:
         "n_supported": done.n_supported,
         "n_withheld": done.n_withheld,
         "is_supported": done.is_supported,
+        "missing": list(done.missing),
     }

@@ -7,17 +7,23 @@ that writes, nor who reads.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from rag.citation import Citation, Embed, Evidence, declines, makes_claim
+from rag.claims import Passage
 from rag.markers import Marker, Markers
 from rag.orders import Orders, visible
 from rag.retrieval import Hit
-from rag.words import codes, numbers, sentence_ends
+from rag.words import codes, numbers, sentence_ends, sentences, stems
 
 _QUOTE = re.compile(r"“([^“”]+)”|„([^„“”]+)[“”]|«([^«»]+)»|(?<!\w)\"([^\"\n]+)\"(?!\w)")
+_QUOTED_CHARS = 300
+"""A longer row is not quoted whole: it would bury the answer, and fill the history."""
+_MOST_CHARS = 600
+"""Of a quotation, where sentences are that long."""
+_TO_WORDS_END = re.compile(rf".{{1,{_MOST_CHARS}}}(?<=\w)(?!\w)", re.DOTALL)
 _LIST_NUMBER = re.compile(r"^[^\S\n]*(\d{1,3})[.)](?=\s|$)", re.MULTILINE)
 
 
@@ -69,7 +75,7 @@ class Citer:
     def __init__(
         self, sources: Sequence[Hit], *, question: str = "", embed: Embed | None = None
     ) -> None:
-        self._sources = sources
+        self._sources, self._asked = sources, stems(question)
         self._passages = [s.node.get_content() for s in sources]
         self._evidence = Evidence(self._passages, question=question, embed=embed)
         self._orders = Orders(self._passages, question)
@@ -115,11 +121,14 @@ class Citer:
         if found is not None:
             quoted = QUOTED if not told else ROW
             told = f"{told} {quoted}".strip()
-        text = f"{told} “{visible(self._passages[0][slice(*found)])}”" if found else told
+        text = told
+        if found is not None:
+            is_whole = found.end == found.sentences_end
+            text += f" “{visible(found.text)}{'' if is_whole else '…'}”"
         if text:
             yield from self._add(f"\n\n{text}" if self.text.strip() else text)
         if found is not None:
-            yield self._cite(0, *found)
+            yield self._cite(0, found.start, found.end)
 
     def _take(self, piece: str | Marker) -> Iterator[Said]:
         if isinstance(piece, Marker):
@@ -180,12 +189,17 @@ class Citer:
         before = self.text[: start + match.start()].rstrip(" \t")
         return not before or before.endswith("\n")
 
-    def _quotable(self) -> tuple[int, int] | None:
-        """Return the longest part of the best source that gives no orders."""
-        if not self._passages:
+    def _quotable(self) -> _Quotable | None:
+        """Return what the best source says besides orders: of much, what the question asks for."""
+        parts = self._orders.parts(0) if self._passages else []
+        if not parts:
             return None
-        parts = self._orders.parts(0)
-        return max(parts, key=lambda part: part[1] - part[0], default=None)
+        passage = self._passages[0]
+        start, end = max(parts, key=lambda part: part[1] - part[0])
+        if end - start <= _QUOTED_CHARS:
+            return _Quotable(passage, start, end, end)
+        found = [q for part in parts for q in _quotables(passage, *part)]
+        return max(found, key=lambda q: (q.n_held(self._asked), q.n_held_first(self._asked)))
 
     def _cite(self, index: int, start: int, end: int) -> Cited:
         row_key = self._sources[index].node.metadata["row_key"]
@@ -200,6 +214,68 @@ class Citer:
         if end > self._shown:
             yield Token(self.text[self._shown : end])
             self._shown = end
+
+
+@dataclass(frozen=True)
+class _Quotable:
+    """One sentence of a passage, or two neighbours."""
+
+    passage: str
+    start: int
+    first_end: int
+    """Where its first sentence ends."""
+    sentences_end: int
+    """Where its last sentence ends."""
+
+    @property
+    def end(self) -> int:
+        """One past its last character that is quoted: too long ones are cut behind a word."""
+        if self.sentences_end - self.start <= _MOST_CHARS:
+            return self.sentences_end
+        match = _TO_WORDS_END.match(self.passage, self.start)
+        return match.end() if match else self.start + _MOST_CHARS
+
+    @property
+    def text(self) -> str:
+        """What is quoted."""
+        return self.passage[self.start : self.end]
+
+    def n_held(self, asked: Collection[str]) -> int:
+        """Return how many stems of the question it holds."""
+        return len(stems(self.text).intersection(asked))
+
+    def n_held_first(self, asked: Collection[str]) -> int:
+        """Return how many of them its first sentence holds: what answers follows rather."""
+        text = self.passage[self.start : min(self.first_end, self.end)]
+        return len(stems(text).intersection(asked))
+
+
+def _quotables(passage: str, start: int, end: int) -> Iterator[_Quotable]:
+    """Yield every two neighbouring sentences of a part, and each alone where two are long."""
+    ends = [(start + a, start + b) for a, b in sentences(passage[start:end])]
+    for (first, first_end), (_, last_end) in zip(ends, [*ends[1:], ends[-1]], strict=True):
+        if last_end - first > _QUOTED_CHARS:
+            yield _Quotable(passage, first, first_end, first_end)
+        yield _Quotable(passage, first, first_end, last_end)
+
+
+def missing_codes(question: str, hits: Sequence[Hit]) -> tuple[str, ...]:
+    """Return the codes of a question, such as `INV-4471`, that no row found holds.
+
+    Args:
+        question: As typed, and as searched for.
+        hits: All that was found, not only what the answer stands on; their columns count too.
+    """
+    rows = [Passage(" | ".join(_written(hit))) for hit in hits]
+    asked = {question[a:b].casefold(): question[a:b] for a, b in reversed(codes(question))}
+    missing = [c for c in asked.values() if not any(row.holds_code(c) for row in rows)]
+    return tuple(reversed(missing))
+
+
+def _written(hit: Hit) -> Iterator[str]:
+    yield hit.node.get_content()
+    yield from map(str, hit.node.metadata.values())
+    yield from hit.also
 
 
 QUOTED = "The nearest row says:"

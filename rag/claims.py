@@ -6,6 +6,7 @@ Knows words only; does not know which passage is the best one.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +42,11 @@ _PLEASANTRIES = frozenset(
     )
 )
 """A sentence of nothing but these claims nothing."""
+_JOINTS = "-_/.@&'’"
+"""What parts a word from the next one in a code or a compound: `HL-200-A`."""
+_SIGNS = "%‰°#+$£€¥"
+"""What belongs to the word or number it stands beside."""
+_UNIT = re.compile(rf"[ \u00a0\u202f](?:°?[^\W\d_]{{1,2}}(?!\w)|[{_SIGNS}])")
 _NUMBER_WORDS = {
     word: str(n)
     for n, word in enumerate(
@@ -109,8 +115,11 @@ class Passage:
     def holds_code(self, code: str) -> bool:
         """Whether it holds a code, whatever parts its letters from its digits."""
         parts = re.findall(r"[^\W\d_]+|\d+", code.casefold())
-        pattern = r"[\W_]?".join(map(re.escape, parts))
-        return bool(re.search(rf"(?<![^\W_]){pattern}(?![^\W_])", self.folded))
+        text = self.folded
+        return any(
+            not _goes_on(text, m.start() - 1) and not _goes_on(text, m.end())
+            for m in re.finditer(r"[\W_]?".join(map(re.escape, parts)), text)
+        )
 
     def holds_text(self, text: str) -> bool:
         """Whether it holds these words, however spaced and cased."""
@@ -186,8 +195,8 @@ class Claim:
             if not _are_enough(len(news & keys), len(news)):
                 continue
             if best is None or share > best.share:
-                start, end = _shortest_window([w for w in items if w.stem in wanted])
-                best = Support(index, start, end, share)
+                window = _shortest_window([w for w in items if w.stem in wanted])
+                best = Support(index, *_whole(passage.text, *window), share)
         return best
 
 
@@ -213,3 +222,29 @@ def _shortest_window(matched: Sequence[Word]) -> tuple[int, int]:
                 del counts[first.stem]
             left += 1
     return best
+
+
+def _whole(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return a span with the rest of what it cuts into, and with the unit of a number."""
+    while _is_inner(text, start - 1) and _is_inner(text, start):
+        start -= 1
+    while _is_inner(text, end - 1) and _is_inner(text, end):
+        end += 1
+    unit = _UNIT.match(text, end) if text[end - 1].isdigit() else None
+    if unit and unit.group().strip().lower() not in STOP_WORDS:
+        end = unit.end()
+    return start, end
+
+
+def _is_inner(text: str, at: int) -> bool:
+    """Whether a character goes on the word or code beside it, rather than the sentence."""
+    if not 0 <= at < len(text):
+        return False
+    if text[at] in _JOINTS:
+        return _goes_on(text, at - 1) and _goes_on(text, at + 1)
+    return text[at] in _SIGNS or _goes_on(text, at)
+
+
+def _goes_on(text: str, at: int) -> bool:
+    # letters without case (Lo) may stand side by side through a whole sentence, as in Chinese
+    return 0 <= at < len(text) and text[at].isalnum() and unicodedata.category(text[at]) != "Lo"

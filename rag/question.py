@@ -24,8 +24,13 @@ class Found(NamedTuple):
     text: str
     is_relevant: bool
     """Whether it would be answered from; else the table holds nothing on the wording."""
-    relevance: float
-    """Calibrated probability, 0 to 1, that the row helps."""
+    is_far: bool
+    """Whether its relevance is less than `FAR` of what would be answered."""
+
+    @classmethod
+    def of(cls, text: str, relevance: float, *, least: float) -> Found:
+        """Judge a row by its relevance and the least that is answered."""
+        return cls(text, relevance >= least, relevance < FAR * least)
 
 
 Look = Callable[[str], Found | None]
@@ -107,8 +112,9 @@ _BEFORE, _POINTED, _LONGEST = 1, 3, 6
 it could mean, or at most `_POINTED` in the whole question; never with more than `_LONGEST`."""
 _OPENED, _VAGUE_OWN = 2, 2
 """An opened clause and a vague word lean on it with at most so many content words of their own."""
-_FAR = 0.3
-"""What has words of its own that the topic's row lacks, and is less relevant alone, is off topic.
+FAR = 0.4
+"""What has words of its own that the topic's row lacks, and alone has less than this share of the
+relevance that is answered, is off topic.
 
 Source: 2026-11-22, 30 off-topic questions behind "What do I need against a werewolf?": 13 were
 answered without this rule, 3 with it; of the 20 demo follow-ups none is lost."""
@@ -283,7 +289,7 @@ def _is_detail(question: str) -> bool:
 
 
 def _is_far(found: Found | None) -> bool:
-    return found is None or found.relevance < _FAR
+    return found is None or found.is_far
 
 
 def _is_known(found: Found | None) -> bool:

@@ -23,7 +23,7 @@ from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from scripted_app import NASTY_ROW, TEXTS, WOLFSBANE
 from test_web import normal
 
-from rag.chat import UNSUPPORTED
+from rag.citing import UNSUPPORTED
 
 pytestmark = pytest.mark.browser
 

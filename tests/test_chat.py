@@ -101,6 +101,7 @@ def test_nothing_relevant_is_refused_without_the_model(shop: Shop) -> None:
         "table_version": 0,
         "citations": [],
         "flags": [],
+        "missing": [],
         "n_claims": 0,
         "n_supported": 0,
         "n_withheld": 0,

@@ -12,11 +12,11 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import World
-from fakes import ScriptedLLM
+from fakes import ScriptedLLM, WordsEmbedding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.chat import TurnOptions, Turns
+from rag.chat import Done, TurnOptions, Turns
 from rag.engines import TableChatEngine
 from rag.errors import QuestionError, SettingsError, TableError
 from rag.evaluation import (
@@ -257,6 +257,8 @@ def test_a_delta_table_is_read_by_url_and_by_number(tmp_path: Path) -> None:
         ("q.jsonl", '{"question": "a", "expected": true}', "holds True: expected 'expected' to be"),
         ("q.jsonl", '{"question": "a", "expected": [1.5]}', "holds [1.5]: expected 'expected'"),
         ("q.jsonl", '{"question": "a", "expected": {"a": 1}}', "holds {'a': 1}: expected"),
+        ("q.jsonl", '{"question": "a", "expected": []}', "or to be null where the question should"),
+        ("q.yaml", "- {question: a, expected: []}", "record 1 holds []: expected 'expected' to"),
         ("q.jsonl", '{"question": "a", "expected": 1, "answer": 5}', "'answer' to be a text"),
         ("q.jsonl", '{"question": "a", "expected": 1, "previous": "b"}', "'previous' to be a list"),
         ("q.jsonl", '["a"]', "line 1 holds ['a']: expected a record"),
@@ -634,6 +636,53 @@ def test_a_question_that_cannot_be_asked_ends_nothing(shop: World) -> None:
     assert short.reply is not None
     found = measure([long, short], MODES, has_answers=True)
     assert found["answer.answered"].n == 1  # type: ignore[union-attr]
+
+
+class ShortWindow(WordsEmbedding):
+    """Refuses a long question, as E5 does."""
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        if len(query.split()) > 512:
+            raise QuestionError("The question has too many tokens. Ask it more briefly.")
+        return super()._get_query_embedding(query)
+
+
+@pytest.mark.parametrize("has_answers", [True, False])
+def test_a_question_that_cannot_be_searched_for_ends_nothing(
+    shop: World, tmp_path: Path, has_answers: bool
+) -> None:
+    shop.embedding = ShortWindow()
+    records = [
+        {"question": "lamp " * 700, "expected": "swamp"},
+        {"question": f"And {'lamp ' * 700}?", "expected": "swamp", "previous": ["a dragon?"]},
+        {"question": "How do I cross a swamp?", "expected": "swamp"},
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, records)))
+    asked = read(str(tmp_path / "q.jsonl"))
+    llm = ScriptedLLM(script=ANSWER)
+    chats = chat(shop, llm, max_question_chars=9_000) if has_answers else None
+    long, leaning, good = ask_each(asked, search(shop), chats)
+    for lost in (long, leaning):
+        assert lost.problem == "The question has too many tokens. Ask it more briefly."
+        assert lost.reply is None
+        assert lost.query == lost.question.question
+        assert "not asked" in failures_of(lost, "hybrid")
+    assert not good.problem
+    assert failures_of(good, "hybrid") == []
+    assert (good.reply is not None) is has_answers
+    found = evaluation([long, leaning, good])
+    assert measure([long, good], MODES, has_answers=has_answers)["hybrid.recall@1"] is not None
+    assert found.to_dict()["failures"]["not asked"] == 2
+    assert "too many tokens" in render(found)
+
+
+def test_a_code_in_the_question_that_no_row_holds_is_told(shop: World) -> None:
+    asked = chat(shop, ScriptedLLM(script=ANSWER))
+    for question, missing in (("Is XK99999 for a swamp?", ("XK99999",)), ("a swamp?", ())):
+        *_, done = asked.ask(question, [])
+        assert isinstance(done, Done)
+        assert done.missing == missing
+        assert done.is_supported
 
 
 # -- drafts ----------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class Outcome:
     query: str
     """What was searched for: the question, made self-contained."""
     found: Mapping[str, tuple[Found, ...]]
-    """By mode, best first."""
+    """By mode, best first; nothing in any mode where the question could not be searched for."""
     relevance: float
     """Of the best hit in the mode of the settings; 0 where there is none."""
     reply: Reply | None = None
@@ -131,15 +131,15 @@ def ask_each(
                 reply, query, relevance = _reply(question, chat)
             except QuestionError as e:
                 problem = str(e)
-        query = query or rewritten(question, search)
-        bundle = QueryBundle(query, embedding=search.embed(query))
-        found = {
-            mode: tuple(_found(h) for h in cast(list[Hit], retriever.retrieve(bundle)))
-            for mode, retriever in search.retrievers.items()
-        }
+        found: dict[str, tuple[Found, ...]] = dict.fromkeys(search.retrievers, ())
+        try:
+            query = query or rewritten(question, search)
+            found = _searched(query, search)
+        except QuestionError as e:
+            problem = problem or str(e)
         if reply is None:
             relevance = next((f.relevance for f in found[search.mode]), 0.0)
-        yield Outcome(question, query, found, relevance, reply, problem)
+        yield Outcome(question, query or question.question, found, relevance, reply, problem)
 
 
 def rewritten(question: Question, search: Search) -> str:
@@ -153,10 +153,17 @@ def rewritten(question: Question, search: Search) -> str:
         if not hits:
             return None
         best = hits[0]
-        is_relevant = best.relevance >= search.min_relevance
-        return Looked(best.node.get_content(), is_relevant, best.relevance)
+        return Looked.of(best.node.get_content(), best.relevance, least=search.min_relevance)
 
     return standalone(question.question, question.previous, look)
+
+
+def _searched(query: str, search: Search) -> dict[str, tuple[Found, ...]]:
+    bundle = QueryBundle(query, embedding=search.embed(query))
+    return {
+        mode: tuple(_found(h) for h in cast(list[Hit], retriever.retrieve(bundle)))
+        for mode, retriever in search.retrievers.items()
+    }
 
 
 def _found(hit: Hit) -> Found:

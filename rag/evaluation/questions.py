@@ -211,6 +211,12 @@ def _expected(place: str, value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     keys = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+    if not keys:
+        raise _malformed(
+            place,
+            value,
+            "'expected' to name a row key, or to be null where the question should be refused",
+        )
     for key in keys:
         # a bool is an int to Python; a float's text is seldom the key's
         if isinstance(key, bool) or not isinstance(key, str | int):

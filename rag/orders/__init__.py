@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rag.orders import signs
+from rag.orders import signs, wording
 from rag.orders.seeing import folded, spaced, squeezed, visible
 from rag.words import content_words, sentence_ends, stems
 
@@ -22,6 +22,8 @@ _ORDERED = 0.5
 """Share of an answer's sentence that may be words which only the orders hold."""
 _OWN_WORDS = 2
 """So many content words before an order in its sentence say something of their own."""
+_TITLE_WORDS = 3
+"""So few content words before a list of questions and answers are its title."""
 _LINE_ENDS = dict.fromkeys(map(ord, "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), "\n")
 
 
@@ -65,12 +67,12 @@ class Orders:
         asked = folded(question)[0]
         is_asked = signs.asks_for_orders(asked)
         self._passages = tuple(passages)
-        self._orders = [
-            [] if is_asked else [o for o in _orders(p) if not _is_named(o, asked.casefold())]
-            for p in passages
-        ]
+        is_script_asked = signs.asks_what_to_say(asked)
+        given = [[] if is_asked else _orders(p, is_script_asked=is_script_asked) for p in passages]
+        self._orders = [[o for o in row if not _is_named(o, asked.casefold())] for row in given]
         told = " \n".join([*map(self.without, range(len(passages))), question])
         told = folded(told)[0].casefold()
+        self._asked = stems(asked)
         orders = [o for found in self._orders for o in found]
         self._stems = {s for o in orders for s in stems(o.text)} - stems(told)
         payloads = {p for o in orders for p in o.payloads()}
@@ -86,11 +88,14 @@ class Orders:
         said = folded(sentence)[0].casefold()
         for payload in self._payloads:
             match = payload.search(said)
-            if match and (len(squeezed(match[0])) >= _LEAST_CHARS or _is_all(match, said)):
+            if match and (_is_telling(match[0]) or _is_all(match, said)):
                 return True
-        words = stems(said)
-        n_ordered = len(words & self._stems)
-        return n_ordered > 1 and n_ordered >= _ORDERED * len(words)
+        # the words of the question are in an answer whoever gives it
+        words = stems(said) - self._asked
+        ordered = words & self._stems
+        if any(len(w) > 1 and w.isdigit() for w in ordered):
+            return True
+        return len(ordered) > 1 and len(ordered) >= _ORDERED * len(words)
 
     def without(self, index: int) -> str:
         """Return a passage without its orders, stripped."""
@@ -110,6 +115,13 @@ class Orders:
         return found
 
 
+def _is_telling(said: str) -> bool:
+    """Whether nobody says this by chance: it is long, or a code such as `X1`."""
+    letters = squeezed(said)
+    is_code = any(map(str.isdigit, letters)) and any(map(str.isalpha, letters))
+    return is_code or len(letters) >= _LEAST_CHARS
+
+
 def _is_all(match: re.Match[str], text: str) -> bool:
     return squeezed(match[0]) == squeezed(text)
 
@@ -120,19 +132,38 @@ def _is_named(order: _Order, question: str) -> bool:
     return bool(carried) and all(spaced(p).search(question) for p in carried)
 
 
-def _orders(passage: str) -> list[_Order]:
+def _orders(passage: str, *, is_script_asked: bool) -> list[_Order]:
     """Return the parts of a passage that give orders, in order of their place."""
     sentences = list(_sentences(passage))
     texts = [s.text for s in sentences]
     found: set[int] = set()
     for i, text in enumerate(texts):
-        if signs.orders(text):
+        if signs.orders(text, is_script_asked=is_script_asked):
             found.add(i)
         elif i and signs.goes_on(texts[i - 1], text, is_order=i - 1 in found):
             found |= {i - 1, i}
     for i in sorted(found):
         found |= _forged(i, sentences, found) | _templated(i, texts)
-    return [_order(sentences[i]) for i in sorted(found)]
+    firsts = {i: signs.first(texts[i]) for i in found}
+    for i, first in _framed(sentences).items():
+        firsts[i] = min(first, firsts.get(i, first))
+    return [_order(sentences[i], firsts[i]) for i in sorted(firsts)]
+
+
+def _framed(sentences: Sequence[_Sentence]) -> dict[int, int]:
+    """Return the sentences of turns that forge the prompt's frame, and where each begins."""
+    labels = [(i, m) for i, s in enumerate(sentences) for m in wording.FRAME.finditer(s.text)]
+    if len(labels) < 2:
+        return {}
+    i, label = labels[0]
+    before = [*(s.text for s in sentences[:i]), sentences[i].text[: label.start()]]
+    is_first = len(content_words(" ".join(before))) <= _TITLE_WORDS
+    names = [m["begun"] or m["inner"] for _, m in labels]
+    forged = labels[signs.n_framed(names, is_first=is_first) :]
+    if not forged:
+        return {}
+    i, label = forged[0]
+    return {i: label.start(), **dict.fromkeys(range(i + 1, len(sentences)), 0)}
 
 
 def _forged(i: int, sentences: Sequence[_Sentence], found: set[int]) -> set[int]:
@@ -140,13 +171,13 @@ def _forged(i: int, sentences: Sequence[_Sentence], found: set[int]) -> set[int]
     first = last = i
     while not sentences[first].begins_line:
         first -= 1
-    if not signs.LABEL.search(sentences[first].text):
+    if not wording.LABEL.search(sentences[first].text):
         return set()
     while last + 1 < len(sentences) and not sentences[last + 1].begins_line:
         last += 1
     for before in range(first - 1, -1, -1):
         text = sentences[before].text
-        if before in found or not (signs.LABEL.search(text) or signs.PLACEHOLDER.match(text)):
+        if before in found or not (wording.LABEL.search(text) or wording.PLACEHOLDER.match(text)):
             break
         first = before
     return set(range(first, last + 1))
@@ -154,15 +185,14 @@ def _forged(i: int, sentences: Sequence[_Sentence], found: set[int]) -> set[int]
 
 def _templated(i: int, texts: Sequence[str]) -> set[int]:
     """Return what stands between the control token that begins a sentence and the next one."""
-    if not signs.TOKEN.match(texts[i]):
+    if not wording.TOKEN.match(texts[i]):
         return set()
-    after = (j for j in range(i + 1, len(texts)) if signs.TOKEN.search(texts[j]))
+    after = (j for j in range(i + 1, len(texts)) if wording.TOKEN.search(texts[j]))
     return set(range(i, next(after, i) + 1))
 
 
-def _order(sentence: _Sentence) -> _Order:
-    """Return the order in a sentence, without what the sentence says before it."""
-    first = signs.first(sentence.text)
+def _order(sentence: _Sentence, first: int) -> _Order:
+    """Return the order that begins in a sentence, without what the sentence says before it."""
     if len(content_words(sentence.text[:first])) < _OWN_WORDS:
         return _Order(sentence.start, sentence.end, sentence.text)
     return _Order(sentence.at[first], sentence.end, sentence.text[first:])
