@@ -24,7 +24,7 @@ ASKED = [
         "answer": "wax",
     },
     {
-        "question": "And with more men on board?",
+        "question": "And how do I use it?",
         "expected": ["fs-017"],
         "previous": ["How do I sail past the sirens?"],
     },
