@@ -32,7 +32,6 @@ from rag.question import (
 from rag.retrieval import Hit, TableRetriever
 
 __all__ = [
-    "REFUSED",
     "Answering",
     "Cited",
     "Done",
@@ -43,6 +42,7 @@ __all__ = [
     "Token",
     "TurnOptions",
     "Turns",
+    "looked",
     "metadata",
     "plain",
     "refusal",
@@ -134,11 +134,19 @@ class _Search:
 
     def look(self, query: str) -> Found | None:
         """Return the best row for a wording."""
-        hits = self.hits(query)
-        if not hits:
-            return None
-        best = hits[0]
-        return Found.of(best.node.get_content(), best.relevance, least=self._min_relevance)
+        return looked(self.hits(query), least=self._min_relevance)
+
+
+def looked(hits: Sequence[Hit], *, least: float) -> Found | None:
+    """Return the best hit as what a follow-up is judged by.
+
+    Args:
+        hits: Best first.
+        least: Relevance from which a row is answered from.
+    """
+    if not hits:
+        return None
+    return Found.of(hits[0].node.get_content(), hits[0].relevance, least=least)
 
 
 class Turns:
@@ -231,22 +239,6 @@ class Turns:
             missing=missing_codes(asked, hits),
         )
 
-    def standalone(
-        self, question: str, history: Sequence[ChatMessage], stop: threading.Event
-    ) -> str:
-        """Return what a turn searches for: the question, made self-contained.
-
-        Args:
-            question: As typed.
-            history: Earlier turns, oldest first.
-            stop: Ends a rewriting by the model within one token.
-
-        Raises:
-            RagError: what the index and the model raise.
-        """
-        search = _Search(self._retriever, self._options.min_relevance)
-        return self._standalone(question, history, stop, search)
-
     def _standalone(
         self,
         question: str,
@@ -289,10 +281,6 @@ class Turns:
                 started = bool(delta)
             if delta:
                 yield delta
-
-
-REFUSED = "refused"
-"""Marks a message of the history as a refusal."""
 
 
 def refusal(hits: Sequence[Hit]) -> str:

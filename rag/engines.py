@@ -26,7 +26,7 @@ from llama_index.core.chat_engine.types import (
 )
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from rag.chat import REFUSED, Answering, Done, Event, Token, Turns, metadata, plain
+from rag.chat import Answering, Done, Event, Token, Turns, metadata, plain
 from rag.streaming import in_thread, run_ahead
 
 
@@ -212,26 +212,22 @@ class TableChatEngine(BaseChatEngine):
         self, question: str, generation: int, stop: threading.Event
     ) -> Generator[Event, None, None]:
         answer = ""
-        answering: Answering | None = None
+        is_answering = False
         try:
             with contextlib.closing(self._turns.run(question, self.chat_history, stop)) as turn:
                 for event in turn:
-                    answering = event if isinstance(event, Answering) else answering
+                    is_answering = is_answering or isinstance(event, Answering)
                     answer += event.text if isinstance(event, Token) else ""
                     yield event
         finally:
             # a stopped answer is remembered as far as it got; a failed search is not
-            if answering is not None:
-                self._remember(question, answer, generation, refused=answering.refused)
+            if is_answering:
+                self._remember(question, answer, generation)
 
-    def _remember(self, question: str, answer: str, generation: int, *, refused: bool) -> None:
+    def _remember(self, question: str, answer: str, generation: int) -> None:
         turn = [
             ChatMessage(role=MessageRole.USER, content=question),
-            ChatMessage(
-                role=MessageRole.ASSISTANT,
-                content=answer.strip(),
-                additional_kwargs={REFUSED: True} if refused else {},
-            ),
+            ChatMessage(role=MessageRole.ASSISTANT, content=answer.strip()),
         ]
         n_kept = 2 * self._history_turns
         with self._lock:

@@ -111,11 +111,6 @@ class TableRetriever(BaseRetriever):
         super().__init__()
         self._store, self._embed_model, self._options = store, embed_model, options
 
-    @property
-    def embed_model(self) -> BaseEmbedding:
-        """What embeds questions."""
-        return self._embed_model
-
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         question = query_bundle.query_str
         if not question.strip():

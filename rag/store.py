@@ -294,7 +294,7 @@ def _query(query: VectorStoreQuery, opened: Opened) -> VectorStoreQueryResult:
         scored = by_words(opened, asked)
     elif query.mode == VectorStoreQueryMode.HYBRID:
         found = by_both(opened, replace(asked, n=max(asked.n, N_CANDIDATES)))
-        scored = sorted(scores(asked.words, found), key=lambda pair: pair[1], reverse=True)
+        scored = sorted(_scored(asked.words, found), key=lambda pair: pair[1], reverse=True)
     else:
         scored = [(f.node, f.cosine) for f in by_vector(opened, asked)]
     del scored[asked.n :]
@@ -305,7 +305,7 @@ def _query(query: VectorStoreQuery, opened: Opened) -> VectorStoreQueryResult:
     )
 
 
-def scores(question: str, found: Sequence[Found]) -> list[tuple[TextNode, float]]:
+def _scored(question: str, found: Sequence[Found]) -> list[tuple[TextNode, float]]:
     """Return each node with its fused score."""
     shares = coverage(question, [f.node.text for f in found])
     return [(f.node, fused(f.cosine, share)) for f, share in zip(found, shares, strict=True)]

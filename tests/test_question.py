@@ -197,8 +197,13 @@ def make(world: World) -> Make:
 HISTORY = [user(WOLF), bot("Take a silvered spear.")]
 
 
-def query_of(turns: Turns, question: str, history: list[ChatMessage]) -> str:
-    events = turns.run(question, history, threading.Event())
+def query_of(
+    turns: Turns,
+    question: str,
+    history: list[ChatMessage],
+    stop: threading.Event | None = None,
+) -> str:
+    events = turns.run(question, history, stop or threading.Event())
     first = next(events)
     events.close()
     assert isinstance(first, Searched)
@@ -208,7 +213,6 @@ def query_of(turns: Turns, question: str, history: list[ChatMessage]) -> str:
 def test_a_capable_model_rewrites_followups_only(make: Make) -> None:
     llm = ScriptedLLM(script="Question: Why a silvered spear?", is_chat=True)
     assert query_of(make(llm), "why?", HISTORY) == "Why a silvered spear?"
-    assert make(llm).standalone("why?", HISTORY, threading.Event()) == "Why a silvered spear?"
     assert WOLF in llm.prompts[0]
     asked = len(llm.prompts)
     assert query_of(make(llm), "How do I cross a swamp?", HISTORY) == "How do I cross a swamp?"
@@ -239,7 +243,7 @@ def test_a_stopped_rewriting_is_not_searched_for(make: Make) -> None:
         return "Which werewolf?"
 
     turns = make(ScriptedLLM(script=script, is_chat=True))
-    assert turns.standalone("why?", HISTORY, stop) == f"{WOLF} why?"
+    assert query_of(turns, "why?", HISTORY, stop) == f"{WOLF} why?"
 
 
 def test_only_models_of_4b_and_more_rewrite() -> None:

@@ -15,7 +15,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.schema import QueryBundle
 
-from rag.chat import Cited, Done, Event, Searched, Token
+from rag.chat import Cited, Done, Event, Searched, Token, looked
 from rag.errors import QuestionError
 from rag.evaluation.questions import Question
 from rag.question import Found as Looked
@@ -149,11 +149,8 @@ def rewritten(question: Question, search: Search) -> str:
     """
 
     def look(wording: str) -> Looked | None:
-        hits = cast(list[Hit], search.retrievers[search.mode].retrieve(QueryBundle(wording)))
-        if not hits:
-            return None
-        best = hits[0]
-        return Looked.of(best.node.get_content(), best.relevance, least=search.min_relevance)
+        hits = search.retrievers[search.mode].retrieve(QueryBundle(wording))
+        return looked(cast(list[Hit], hits), least=search.min_relevance)
 
     return standalone(question.question, question.previous, look)
 
