@@ -79,6 +79,9 @@ class EmbeddingSettings(_Group):
 
     model: str = Field("multilingual-e5-small", min_length=1)
     """`multilingual-e5-small` (offline), a local folder, or the hub name of another E5 model."""
+    engine: Literal["auto", "torch", "onnx"] = "auto"
+    """What runs the model: `torch`, or `onnx`: ONNX Runtime on 8-bit weights, on a CPU several
+    times as fast and without torch. `auto` takes torch on a GPU and onnx elsewhere."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; `auto` takes CUDA where there is one."""
     chunk_tokens: int = Field(400, ge=32, le=480)
@@ -130,14 +133,33 @@ class RetrievalSettings(_Group):
 
 
 class LlmSettings(_Group):
-    """The GGUF language model."""
+    """The language model: a GGUF file in this process, or a server's."""
 
     model: str = Field("gemma-3-270m", min_length=1)
-    """`gemma-3-270m` (offline), another name of the catalogue, or a local `.gguf` file."""
+    """`gemma-3-270m` (offline), another name of the catalogue, or a local `.gguf` file; with
+    `llm.base_url` the name that the server knows it by."""
+    base_url: str | None = Field(None, pattern="^https?://")
+    """An OpenAI-compatible server that runs the model (`http://127.0.0.1:8080/v1`). Unset: the
+    model runs in this process."""
+    api_key: SecretStr | None = None
+    """The server's key."""
+    timeout_s: float = Field(120.0, gt=0)
+    """Seconds without a byte from the server after which a call fails."""
+    max_concurrent: int = Field(8, ge=1)
+    """Calls to the server at once; more of them queue here."""
     n_ctx: int | None = Field(None, ge=512)
-    """Context window in tokens. Unset: the catalogue's."""
+    """Context window in tokens. Unset: the catalogue's, or what the model and the memory allow."""
     n_gpu_layers: int = Field(-1, ge=-1)
     """Layers on the GPU; -1 is all of them. A CPU build ignores it."""
+    main_gpu: int = Field(0, ge=0)
+    """Of several GPUs, the one that holds what is not split."""
+    tensor_split: tuple[float, ...] | None = None
+    """Share of the model for each GPU, as a JSON list. Unset: by their memory."""
+    cache_mb: int = Field(512, ge=0)
+    """Memory for what the model has read of conversations that it may go on with, in MB."""
+    prompt_lookup: Literal["auto", "on", "off"] = "auto"
+    """Guesses the next words from the prompt, checked by the model; `auto` measures whether it
+    pays."""
     n_threads: int | None = Field(None, ge=1)
     """CPU threads. Unset: one for each physical core."""
     n_passages: int | None = Field(None, ge=1, le=20)

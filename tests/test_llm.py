@@ -22,8 +22,8 @@ from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from tiny_gguf import USER_DEFINED, TinyModel, write_gguf
 
 from rag.errors import ModelError
-from rag.llm import GgufLLM
 from rag.llm.answer import AnswerText
+from rag.llm.gguf import GgufLLM
 from rag.llm.runtime import n_physical_cores
 from rag.prompt import COMPLETION_STOP, completion_prompt
 from rag.weights import gguf_file

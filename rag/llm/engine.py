@@ -15,7 +15,8 @@ from llama_cpp import Llama
 
 from rag.errors import ModelError
 from rag.llm.answer import AnswerText
-from rag.llm.runtime import AbortFlag, Stop
+from rag.llm.call import Stop
+from rag.llm.runtime import AbortFlag
 from rag.llm.tokens import Tokens
 
 FinishReason = Literal["stop", "length", "cancelled"]

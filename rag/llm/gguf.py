@@ -35,9 +35,10 @@ from llama_index.llms.llama_cpp import LlamaCPP
 
 from rag.catalogue import PromptFormat
 from rag.errors import ModelError
+from rag.llm.call import AnyStop, Stop
 from rag.llm.engine import Engine, Options, Step
 from rag.llm.loading import cannot_load, check_file, check_generates, loading
-from rag.llm.runtime import AnyStop, Stop, n_physical_cores
+from rag.llm.runtime import n_physical_cores
 from rag.llm.template import ChatTemplate
 from rag.streaming import in_thread
 

@@ -11,27 +11,10 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import llama_cpp
 
-
-class Stop(Protocol):
-    """An order to stop, as `threading.Event` is one."""
-
-    def is_set(self) -> bool:
-        """Return whether to stop."""
-
-
-class AnyStop:
-    """Stops when any of several orders does."""
-
-    def __init__(self, *stops: Stop | None) -> None:
-        self._stops = [s for s in stops if s is not None]
-
-    def is_set(self) -> bool:
-        """Return whether to stop."""
-        return any(s.is_set() for s in self._stops)
+from rag.llm.call import Stop
 
 
 class AbortFlag:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rag import mirror
     from rag.embedding import E5Embedding
     from rag.index import Index
-    from rag.llm import GgufLLM
+    from rag.llm.gguf import GgufLLM
     from rag.reranking import Reranker
     from rag.splitting import Splitter
     from rag.store import NodeStore
@@ -200,7 +200,7 @@ def load_llm(settings: Settings, progress: Progress = silent) -> GgufLLM:
 
 
 def _llm_at(path: Path, **options: Any) -> GgufLLM:
-    from rag.llm import GgufLLM
+    from rag.llm.gguf import GgufLLM
 
     key = (path, *sorted(options.items()))
     return _shared("llm", key, lambda: GgufLLM(path, **options))
