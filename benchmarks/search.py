@@ -19,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 
 from rag import upkeep, weights
-from rag.embedding import E5Embedding
+from rag.embedding.torch_engine import E5Embedding
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIZES = (5_000, 10_000, 20_000, 50_000, 100_000)

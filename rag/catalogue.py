@@ -11,6 +11,9 @@ from typing import Literal
 PromptFormat = Literal["completion", "chat"]
 """`completion`: a base model, prompted by examples. `chat`: the GGUF's own chat template."""
 
+ChatFamily = Literal["gemma", "mistral"]
+"""Models that share a chat template, for a GGUF that lacks its own (see `llm.template`)."""
+
 
 @dataclass(frozen=True)
 class PackageFile:
@@ -46,6 +49,8 @@ class EmbeddingModel:
     max_tokens: int
     """Window of the model, special tokens and prefix included."""
     memory_mb: int
+    disk_mb: int = 0
+    """Of the unpacked folder."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,15 @@ class LlmModel:
     """Passages it answers from without mixing them up."""
     n_ctx: int
     """Default context window, in tokens."""
+    disk_mb: int
+    """Of the file; the hub's are rounded, a download asks the hub for the exact size."""
     memory_mb: int
     """Resident memory with the default context; measured for the packaged model (2026-11-22), for
     the hub's an estimate from the file size."""
     rewrites: bool = False
     """Whether it can make a follow-up question self-contained: instruct models from 4B on."""
+    chat_template: ChatFamily | None = None
+    """What to take where the GGUF has no chat template of its own."""
 
 
 EMBEDDING_MODELS: dict[str, EmbeddingModel] = {
@@ -82,6 +91,7 @@ EMBEDDING_MODELS: dict[str, EmbeddingModel] = {
             dimension=384,
             max_tokens=512,
             memory_mb=900,
+            disk_mb=475,
         ),
     )
 }
@@ -101,6 +111,7 @@ LLM_MODELS: dict[str, LlmModel] = {
             prompt_format="completion",
             n_passages=1,
             n_ctx=4096,
+            disk_mb=253,
             memory_mb=500,
         ),
         LlmModel(
@@ -111,7 +122,9 @@ LLM_MODELS: dict[str, LlmModel] = {
             prompt_format="chat",
             n_passages=3,
             n_ctx=4096,
+            disk_mb=1630,
             memory_mb=2600,
+            chat_template="gemma",
         ),
         LlmModel(
             name="gemma-3-1b-it",
@@ -121,7 +134,9 @@ LLM_MODELS: dict[str, LlmModel] = {
             prompt_format="chat",
             n_passages=3,
             n_ctx=8192,
+            disk_mb=806,
             memory_mb=1500,
+            chat_template="gemma",
         ),
         LlmModel(
             name="gemma-3-4b-it",
@@ -131,8 +146,10 @@ LLM_MODELS: dict[str, LlmModel] = {
             prompt_format="chat",
             n_passages=5,
             n_ctx=8192,
+            disk_mb=2490,
             memory_mb=3800,
             rewrites=True,
+            chat_template="gemma",
         ),
         LlmModel(
             name="mistral-7b-instruct-v0.2",
@@ -144,8 +161,10 @@ LLM_MODELS: dict[str, LlmModel] = {
             prompt_format="chat",
             n_passages=5,
             n_ctx=8192,
+            disk_mb=4140,
             memory_mb=5300,
             rewrites=True,
+            chat_template="mistral",
         ),
     )
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
@@ -19,6 +19,7 @@ from llama_index.core.schema import QueryBundle
 
 from rag.citation import Citation, Embed
 from rag.citing import Cited, Citer, Flag, Flagged, Said, Token, missing_codes
+from rag.llm.call import Caller, Timings, Waiting
 from rag.prompt import COMPLETION_STOP, Prompt, build
 from rag.question import (
     REWRITTEN_TOKENS,
@@ -41,7 +42,9 @@ __all__ = [
     "Searched",
     "Token",
     "TurnOptions",
+    "TurnTimings",
     "Turns",
+    "Waiting",
     "looked",
     "metadata",
     "plain",
@@ -71,6 +74,32 @@ class Answering:
 
 
 @dataclass(frozen=True)
+class TurnTimings:
+    """Where the time of a turn went; None is what is not known, of a server or of a refusal."""
+
+    queue_s: float = 0.0
+    """Waited for others' questions."""
+    rewrite_s: float = 0.0
+    """The question made self-contained, searches that it took included."""
+    retrieval_s: float = 0.0
+    """All searches of the index."""
+    first_token_s: float | None = None
+    """From the question to the first word of the model."""
+    n_evaluated: int | None = None
+    """Prompt tokens that had to be read."""
+    n_reused: int | None = None
+    """Prompt tokens still known from an earlier turn."""
+    prompt_s: float | None = None
+    """Reading of the prompt."""
+    n_tokens: int | None = None
+    """Tokens generated."""
+    tokens_per_s: float | None = None
+    """Generated per second, after the first."""
+    total_s: float = 0.0
+    """The whole turn."""
+
+
+@dataclass(frozen=True)
 class Done:
     """The turn is over."""
 
@@ -92,9 +121,10 @@ class Done:
     """False when the reply says that the table does not support its answer."""
     missing: tuple[str, ...] = ()
     """Codes in the question that stand in no row found."""
+    timings: TurnTimings = field(default_factory=TurnTimings)
 
 
-Event = Searched | Answering | Said | Done
+Event = Waiting | Searched | Answering | Said | Done
 
 
 @dataclass(frozen=True)
@@ -137,6 +167,48 @@ class _Search:
         return looked(self.hits(query), least=self._min_relevance)
 
 
+class _Clock:
+    """What a turn takes, as it goes on."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._first: float | None = None
+        self._queue_s = self.rewrite_s = 0.0
+        self._answer = Timings()
+
+    @property
+    def now(self) -> float:
+        """Seconds since the question."""
+        return time.monotonic() - self._began
+
+    def said(self) -> None:
+        """Take note that the model speaks."""
+        self._first = self._first or self.now
+
+    def called(self, timings: Timings) -> None:
+        """Add a call of the model; the last one is the answer's."""
+        self._queue_s += timings.queue_s
+        self._answer = timings
+
+    def read(self, *, retrieval_s: float) -> TurnTimings:
+        """Return what the turn has taken."""
+        answer, rate = self._answer, None
+        if answer.n_tokens and answer.decode_s:
+            rate = (answer.n_tokens - 1) / answer.decode_s
+        return TurnTimings(
+            queue_s=self._queue_s,
+            rewrite_s=self.rewrite_s,
+            retrieval_s=retrieval_s,
+            first_token_s=self._first,
+            n_evaluated=answer.n_evaluated,
+            n_reused=answer.n_reused,
+            prompt_s=answer.prompt_s,
+            n_tokens=answer.n_tokens,
+            tokens_per_s=rate,
+            total_s=self.now,
+        )
+
+
 def looked(hits: Sequence[Hit], *, least: float) -> Found | None:
     """Return the best hit as what a follow-up is judged by.
 
@@ -154,8 +226,8 @@ class Turns:
 
     Args:
         retriever: Finds rows.
-        llm: A LlamaIndex LLM that takes `stop` (a `threading.Event`), `stop_strings` and
-            `max_tokens` when it streams.
+        llm: A LlamaIndex LLM that takes `stop` (a `threading.Event`), `stop_strings`,
+            `max_tokens` and `caller` when it streams; see `rag.llm.call` for what it tells.
         n_tokens: Counts tokens as the model does.
         table_version: Returns the mirrored Delta version.
         options: How a turn is done.
@@ -174,7 +246,11 @@ class Turns:
         self._n_tokens, self._table_version, self._options = n_tokens, table_version, options
 
     def run(
-        self, question: str, history: Sequence[ChatMessage], stop: threading.Event
+        self,
+        question: str,
+        history: Sequence[ChatMessage],
+        stop: threading.Event,
+        caller: Caller | None = None,
     ) -> Generator[Event, None, None]:
         """Yield the events of one turn.
 
@@ -182,6 +258,7 @@ class Turns:
             question: As typed.
             history: Earlier turns, oldest first.
             stop: Ends the turn within one token.
+            caller: Who asks, and in which conversation.
 
         Raises:
             QuestionError: the question is empty or too long.
@@ -189,8 +266,10 @@ class Turns:
         """
         # 1. what is asked
         question = checked(question, max_chars=self._options.max_question_chars)
-        search = _Search(self._retriever, self._options.min_relevance)
-        query = self._standalone(question, history, stop, search)
+        search, clock = _Search(self._retriever, self._options.min_relevance), _Clock()
+        call = _Call(stop, caller or Caller(), clock)
+        query = yield from self._standalone(question, history, call, search)
+        clock.rewrite_s = clock.now
         # 2. what is there
         hits = search.hits(query)
         yield Searched(query, hits, search.seconds)
@@ -201,7 +280,8 @@ class Turns:
             yield Answering([], refused=True)
             text = refusal(hits)
             yield Token(text)
-            yield Done(text, True, [], [], version)
+            timings = clock.read(retrieval_s=search.seconds)
+            yield Done(text, True, [], [], version, timings=timings)
             return
         sources = hits[: self._options.n_passages]
         is_chat = self._llm.metadata.is_chat_model
@@ -219,8 +299,8 @@ class Turns:
         # 4. the answer, cited sentence by sentence
         asked = f"{question}\n{query}"
         citer = Citer(sources, question=asked, embed=self._options.embed)
-        for delta in self._stream(prompt, stop):
-            yield from citer.feed(delta)
+        for said in self._stream(prompt, call):
+            yield from [said] if isinstance(said, Waiting) else citer.feed(said)
         yield from citer.finish()
         is_short = citer.falls_short(self._options.min_support) and not stop.is_set()
         if is_short:
@@ -237,36 +317,65 @@ class Turns:
             n_withheld=citer.n_withheld,
             is_supported=not (is_short and citer.n_claims),
             missing=missing_codes(asked, hits),
+            timings=clock.read(retrieval_s=search.seconds),
         )
 
+    def warm_up(self) -> None:
+        """Let the model read what every prompt begins with; the first question finds it read."""
+        is_chat = self._llm.metadata.is_chat_model
+        prompt = build(
+            "Hello",
+            [],
+            is_chat=is_chat,
+            persona=self._options.persona,
+            history=[],
+            n_tokens=self._n_tokens,
+            budget=self._options.n_ctx - self._options.max_tokens,
+        )
+        if is_chat:
+            replies: Iterator[Any] = self._llm.stream_chat(prompt.messages, max_tokens=1)
+        else:
+            replies = self._llm.stream_complete(prompt.text, formatted=True, max_tokens=1)
+        for _ in replies:
+            pass
+
     def _standalone(
-        self,
-        question: str,
-        history: Sequence[ChatMessage],
-        stop: threading.Event,
-        search: _Search,
-    ) -> str:
+        self, question: str, history: Sequence[ChatMessage], call: _Call, search: _Search
+    ) -> Generator[Waiting, None, str]:
         earlier = [str(m.content) for m in history if m.role == MessageRole.USER]
         if self._options.rewrites and earlier and is_followup(question):
             said = [str(m.content) for m in history]
-            query = rewritten(self._rewriting(question, history, stop), question, said)
-            if query is not None and not stop.is_set():
+            reply = yield from self._rewriting(question, history, call)
+            query = rewritten(reply, question, said)
+            if query is not None and not call.stop.is_set():
                 return query
         return standalone(question, earlier, search.look)
 
     def _rewriting(
-        self, question: str, history: Sequence[ChatMessage], stop: threading.Event
-    ) -> str:
+        self, question: str, history: Sequence[ChatMessage], call: _Call
+    ) -> Generator[Waiting, None, str]:
         messages = rewriting(question, history)
         n_tokens = sum(self._n_tokens(str(m.content)) for m in messages)
         # half the window leaves room for what the template adds; the rule needs no window at all
         if n_tokens > self._options.n_ctx // 2 - REWRITTEN_TOKENS:
             return ""
-        replies = self._llm.stream_chat(messages, stop=stop, max_tokens=REWRITTEN_TOKENS)
-        return "".join(reply.delta or "" for reply in replies)
+        # another prompt than the conversation's: it must not take the place of what is kept of it
+        caller = replace(call.caller, conversation="")
+        options = {"stop": call.stop, "caller": caller, "max_tokens": REWRITTEN_TOKENS}
+        text = ""
+        for said in call.heard(self._llm.stream_chat(messages, **options)):
+            if isinstance(said, Waiting):
+                yield said
+            else:
+                text += said
+        return text
 
-    def _stream(self, prompt: Prompt, stop: threading.Event) -> Iterator[str]:
-        options: dict[str, Any] = {"stop": stop, "max_tokens": self._options.max_tokens}
+    def _stream(self, prompt: Prompt, call: _Call) -> Iterator[str | Waiting]:
+        options: dict[str, Any] = {
+            "stop": call.stop,
+            "caller": call.caller,
+            "max_tokens": self._options.max_tokens,
+        }
         if prompt.messages:
             replies: Iterator[Any] = self._llm.stream_chat(prompt.messages, **options)
         else:
@@ -274,13 +383,34 @@ class Turns:
                 prompt.text, formatted=True, stop_strings=COMPLETION_STOP, **options
             )
         started = False
+        for said in call.heard(replies):
+            if isinstance(said, str):
+                call.clock.said()
+                if not started:  # a completion starts with the blank after "Answer:"
+                    said = said.lstrip()  # noqa: PLW2901
+                    started = bool(said)
+            if said:
+                yield said
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a turn tells the model, and what it learns of the time that takes."""
+
+    stop: threading.Event
+    caller: Caller
+    clock: _Clock
+
+    def heard(self, replies: Iterator[Any]) -> Iterator[str | Waiting]:
+        """Yield what the model says, and where the call stands while it waits."""
         for reply in replies:
-            delta = reply.delta or ""
-            if not started:  # a completion starts with the blank after "Answer:"
-                delta = delta.lstrip()
-                started = bool(delta)
-            if delta:
-                yield delta
+            told = reply.raw if isinstance(reply.raw, dict) else {}
+            if isinstance(waiting := told.get("waiting"), Waiting):
+                yield waiting
+            if isinstance(timings := told.get("timings"), Timings):
+                self.clock.called(timings)
+            if reply.delta:
+                yield reply.delta
 
 
 def refusal(hits: Sequence[Hit]) -> str:
@@ -327,4 +457,5 @@ def metadata(done: Done) -> dict[str, Any]:
         "n_withheld": done.n_withheld,
         "is_supported": done.is_supported,
         "missing": list(done.missing),
+        "timings": asdict(done.timings),
     }

@@ -5,20 +5,22 @@ Knows settings, the catalogue and where weights are; loads no model.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
+from rag import wiring
 from rag.catalogue import EMBEDDING_MODELS, LLM_MODELS, PackageFile
 from rag.errors import RagError
+from rag.machine import free_memory_bytes
 from rag.settings import Settings
 
 _PACKAGES = (
@@ -31,11 +33,18 @@ _PACKAGES = (
     "deltalake",
     "polars",
     "chainlit",
+    "onnxruntime",
     "torch",
 )
 _MIN_PYTHON = (3, 11)
 _DISK_BYTES = 2_000_000_000
-"""Room for the repacked weights (0.75 GB) and an index."""
+"""Room for the unpacked weights, the export while it is made (1.4 GB) and an index."""
+
+
+_SERVER_S = 5.0
+"""Who looks whether all is well waits less than who asks a question."""
+_GPU_TOOL_S = 5
+"""A driver that hangs must not hang us."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,8 @@ def run(settings: Settings) -> list[Check]:
         _python(),
         _packages(),
         *_weights(settings),
+        _embedding_engine(settings),
+        *_model_server(settings),
         _memory(settings),
         _disk(),
         _gpu(),
@@ -91,7 +102,9 @@ def _weights(settings: Settings) -> Iterator[Check]:
         ("embedding model", settings.embedding.model, embedding),
         ("language model", settings.llm.model, llm),
     ):
-        if entry is None:
+        if what == "language model" and settings.llm.base_url is not None:
+            yield Check(what, "note", f"{name}, run by the server at {_server(settings)}")
+        elif entry is None:
             yield _own(what, name)
         elif isinstance(entry.source, PackageFile):
             yield _packaged(what, name, entry.source, entry.licence)
@@ -102,10 +115,55 @@ def _weights(settings: Settings) -> Iterator[Check]:
         yield _own("cross-encoder", settings.retrieval.rerank_model)
 
 
+def _embedding_engine(settings: Settings) -> Check:
+    from rag import weights
+    from rag.embedding import export, loading
+
+    name, chosen = "embedding engine", settings.embedding
+    try:
+        if loading.takes_torch(chosen.engine, chosen.device):
+            return Check(name, "ok", "torch")
+        found = export.recorded(weights.embedding_fingerprint(chosen.model))
+    except RagError as e:
+        return Check(name, "bad", str(e))
+    if found is None:
+        return Check(name, "note", "ONNX Runtime; its first use takes a minute and 4 GB of memory")
+    agreement = f"its 8-bit weights agree with torch to a cosine of {found.min_cosine:.3f}"
+    if chosen.engine == "auto" and not found.is_same_space:
+        return Check(name, "ok", f"torch, not ONNX Runtime: {agreement} only")
+    return Check(name, "ok", f"ONNX Runtime: {agreement}")
+
+
 def _own(what: str, name: str) -> Check:
     local = Path(name).expanduser()
     kind = "local" if local.exists() else "a hub model: downloaded when first used"
     return Check(what, "ok" if local.exists() else "note", f"{name}, {kind}")
+
+
+def _server(settings: Settings) -> str:
+    from rag.wiring.measuring import server_name
+
+    return server_name(settings.llm.base_url or "")
+
+
+def _model_server(settings: Settings) -> Iterator[Check]:
+    url = settings.llm.base_url
+    if url is None:
+        return
+    from rag.llm.remote.connection import Connection  # the openai client takes a second
+    from rag.llm.remote.facts import look
+
+    chosen = settings.llm
+    key = chosen.api_key.get_secret_value() if chosen.api_key is not None else None
+    try:
+        connection = Connection(url, api_key=key, timeout_s=min(chosen.timeout_s, _SERVER_S))
+        with contextlib.closing(connection):
+            facts = look(connection, chosen.model)
+    except RagError as e:
+        yield Check("model server", "bad", str(e))
+        return
+    window = f", {facts.n_ctx:,} tokens of context" if facts.n_ctx else ""
+    yield Check("model server", "ok", f"{facts.model} at {facts.url}{window}")
 
 
 def _packaged(what: str, name: str, source: PackageFile, licence: str) -> Check:
@@ -122,12 +180,16 @@ def _packaged(what: str, name: str, source: PackageFile, licence: str) -> Check:
 
 
 def _memory(settings: Settings) -> Check:
-    free = psutil.virtual_memory().available
-    entries = (EMBEDDING_MODELS.get(settings.embedding.model), LLM_MODELS.get(settings.llm.model))
-    needed = sum(e.memory_mb for e in entries if e is not None) * 1_000_000
+    free, needed = free_memory_bytes(), wiring.memory_bytes(settings)
     found = f"{free / 1e9:.1f} GB free, the models take about {needed / 1e9:.1f} GB"
     if free < needed:
-        return Check("memory", "bad", found, "Close other programs or choose a smaller model.")
+        return Check(
+            "memory",
+            "bad",
+            found,
+            "Close other programs, set RAG_LLM__N_CTX to less, or choose a smaller model of "
+            "`rag models`.",
+        )
     return Check("memory", "ok", found)
 
 
@@ -145,25 +207,48 @@ def _disk() -> Check:
 
 
 def _gpu() -> Check:
-    if shutil.which("nvidia-smi") is None:
+    found = _gpus()
+    if not found:
         return Check("GPU", "note", "none found: the models run on the CPU")
     if importlib.util.find_spec("llama_cpp") is None:
-        return Check("GPU", "bad", "an NVIDIA GPU, but llama-cpp-python is missing")
+        return Check("GPU", "bad", f"{found}, but llama-cpp-python is missing")
     from llama_cpp import llama_supports_gpu_offload  # loads llama.cpp, so only when asked
 
     if not llama_supports_gpu_offload():
         return Check(
             "GPU",
             "note",
-            "an NVIDIA GPU, but llama-cpp-python is a CPU build",
+            f"{found}, but llama-cpp-python is a CPU build",
             "Run `make install-cuda` to build it for the GPU.",
         )
-    return Check("GPU", "ok", "NVIDIA, and llama-cpp-python can use it")
+    return Check("GPU", "ok", f"{found}; llama-cpp-python can use it")
+
+
+def _gpus() -> str:
+    """Return each NVIDIA GPU with its memory, as its own tool names them; empty without one."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ""
+    fields = "--query-gpu=name,memory.total,memory.free"
+    try:
+        done = subprocess.run(  # noqa: S603  # a fixed command, found on PATH
+            [tool, fields, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_GPU_TOOL_S,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "an NVIDIA GPU that `nvidia-smi` does not describe"
+    gpus = [[part.strip() for part in line.rsplit(",", 2)] for line in done.stdout.splitlines()]
+    return "; ".join(
+        f"{i}: {gpu[0]}, {gpu[2]} of {gpu[1]} MiB free"
+        for i, gpu in enumerate(gpus)
+        if len(gpu) > 2
+    )
 
 
 def _table(settings: Settings) -> Check:
-    from rag import wiring
-
     try:
         found = wiring.status(settings)
     except RagError as e:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncGenerator, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
@@ -27,6 +28,7 @@ from llama_index.core.chat_engine.types import (
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from rag.chat import Answering, Done, Event, Token, Turns, metadata, plain
+from rag.llm.call import Caller
 from rag.streaming import in_thread, run_ahead
 
 
@@ -36,17 +38,19 @@ class TableQueryEngine(BaseQueryEngine):
     Args:
         turns: What answers.
         streaming: Whether `query` returns a response that streams.
+        user: Whose questions these are, for the queue; None is somebody of its own.
     """
 
-    def __init__(self, turns: Turns, *, streaming: bool = False) -> None:
+    def __init__(self, turns: Turns, *, streaming: bool = False, user: str | None = None) -> None:
         super().__init__(callback_manager=None)
         self._turns, self._streaming = turns, streaming
+        self._caller = Caller(uuid4().hex if user is None else user)
 
     def _get_prompt_modules(self) -> dict[str, Any]:
         return {}
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
-        events = run_ahead(lambda stop: self._turns.run(query_bundle.query_str, [], stop))
+        events = run_ahead(lambda stop: self._run(query_bundle.query_str, stop))
         sources = _until_answering(events)
         facts: dict[str, Any] = {}
         texts = _texts(events, facts)
@@ -54,8 +58,11 @@ class TableQueryEngine(BaseQueryEngine):
             return StreamingResponse(texts, list(sources), facts)
         return Response("".join(texts), list(sources), facts)
 
+    def _run(self, question: str, stop: threading.Event) -> Generator[Event, None, None]:
+        return self._turns.run(question, [], stop, self._caller)
+
     async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
-        events = in_thread(lambda stop: self._turns.run(query_bundle.query_str, [], stop))
+        events = in_thread(lambda stop: self._run(query_bundle.query_str, stop))
         sources = await _auntil_answering(events)
         facts: dict[str, Any] = {}
         texts = _atexts(events, facts)
@@ -122,11 +129,15 @@ class TableChatEngine(BaseChatEngine):
 
     Args:
         turns: What answers.
-        history_turns: Earlier turns that are remembered.
+        history_turns: Earlier turns that are remembered. Of one more the older half is forgotten,
+            not one each time: a prompt that begins as the last one did is not read again.
+        user: Whose questions these are, for the queue; None is somebody of its own.
     """
 
-    def __init__(self, turns: Turns, *, history_turns: int) -> None:
+    def __init__(self, turns: Turns, *, history_turns: int, user: str | None = None) -> None:
         self._turns, self._history_turns = turns, history_turns
+        conversation = uuid4().hex
+        self._caller = Caller(conversation if user is None else user, conversation)
         self._history: list[ChatMessage] = []
         self._generation = 0
         self._lock = threading.Lock()
@@ -214,7 +225,9 @@ class TableChatEngine(BaseChatEngine):
         answer = ""
         is_answering = False
         try:
-            with contextlib.closing(self._turns.run(question, self.chat_history, stop)) as turn:
+            with contextlib.closing(
+                self._turns.run(question, self.chat_history, stop, self._caller)
+            ) as turn:
                 for event in turn:
                     is_answering = is_answering or isinstance(event, Answering)
                     answer += event.text if isinstance(event, Token) else ""
@@ -229,10 +242,14 @@ class TableChatEngine(BaseChatEngine):
             ChatMessage(role=MessageRole.USER, content=question),
             ChatMessage(role=MessageRole.ASSISTANT, content=answer.strip()),
         ]
-        n_kept = 2 * self._history_turns
+        n_most = self._history_turns
         with self._lock:
             if generation == self._generation:
-                self._history = [*self._history, *turn][-n_kept:] if n_kept else []
+                history = [*self._history, *turn]
+                if len(history) > 2 * n_most:
+                    n_kept = min(n_most, n_most - n_most // 2 + 1)
+                    history = history[-2 * n_kept :] if n_kept else []
+                self._history = history
 
 
 def _until_answering(events: Generator[Event, None, None]) -> Sequence[NodeWithScore]:

@@ -194,6 +194,8 @@ class WebSettings(_Group):
     """Name of the chat. Unset: `Fantasy Shop` for the demo, else the table's name."""
     starters: tuple[str, ...] | None = None
     """Questions offered at the start, as a JSON list. Unset: four for the demo, else none."""
+    switch_model: bool = True
+    """Whether a reader may switch the language model, for everyone."""
 
 
 class Settings(BaseSettings):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -24,8 +24,19 @@ class FakeHub:
     """Paths whose content arrives with one bit turned over."""
     status: int | None = None
     """Answer every request with this status."""
+    breaks_after: int | None = None
+    """Close the connection after so many bytes of a body, however many were promised."""
+    stalls_after: int | None = None
+    """Send nothing more after so many bytes of a body, but keep the connection open."""
+    has_ranges: bool = True
+    """Whether a part of a file can be asked for; else the whole is sent."""
+    told_sizes: Mapping[str, int] = field(default_factory=dict)
+    """Paths whose size is told as another than it is."""
     requests: list[str] = field(default_factory=list)
-    """Method and path of each request so far."""
+    """Method and path of each request so far, and the range it asks for."""
+    stalled: threading.Event = field(default_factory=threading.Event)
+    """Set once a body has stalled."""
+    _over: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
         hub = self
@@ -48,6 +59,7 @@ class FakeHub:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        self._over.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -65,7 +77,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def answer(self, hub: FakeHub, *, has_body: bool) -> None:
-        hub.requests.append(f"{self.command} {self.path}")
+        asked = self.headers["Range"]
+        hub.requests.append(f"{self.command} {self.path}" + (f" {asked}" if asked else ""))
         path = self.path.partition("?")[0].strip("/")
         if hub.status is not None:
             return self.send(hub.status, b"{}", has_body=has_body)
@@ -79,7 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = hub.repositories[repository]
         rest = api.removeprefix(repository).strip("/")
         if path.startswith("api/"):
-            found = _tree(files) if rest.startswith("tree/") else _model(repository, files)
+            tree = _tree(files, hub.told_sizes)
+            found = tree if rest.startswith("tree/") else _model(repository, tree)
             return self.send(200, json.dumps(found).encode(), has_body=has_body)
         name = rest.removeprefix("resolve/").partition("/")[2]
         if name not in files:
@@ -90,7 +104,12 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
         if _is_large(name):
             headers |= {"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(len(body))}
-        return self.send(200, body, headers, has_body=has_body)
+        if not (has_body and _is_large(name)):
+            return self.send(200, body, headers, has_body=has_body)
+        begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and hub.has_ranges else 0
+        if begin:
+            headers["Content-Range"] = f"bytes {begin}-{len(body) - 1}/{len(body)}"
+        return self.send_large(hub, 206 if begin else 200, body[begin:], headers)
 
     def send(
         self,
@@ -108,6 +127,18 @@ class _Handler(BaseHTTPRequestHandler):
         if has_body:
             self.wfile.write(body)
 
+    def send_large(
+        self, hub: FakeHub, status: int, body: bytes, headers: Mapping[str, str]
+    ) -> None:
+        self.send(status, body, headers, has_body=False)
+        n_sent = hub.breaks_after or hub.stalls_after or len(body)
+        self.wfile.write(body[:n_sent])
+        if n_sent < len(body):
+            self.close_connection = True
+            if hub.stalls_after:
+                hub.stalled.set()
+                hub._over.wait(60)
+
 
 def _is_large(name: str) -> bool:
     return name.endswith((".gguf", ".safetensors", ".bin"))
@@ -120,16 +151,23 @@ def _etag(name: str, content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _model(repository: str, files: Mapping[str, bytes]) -> dict[str, object]:
-    return {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+def _model(repository: str, tree: list[dict[str, Any]]) -> dict[str, Any]:
+    siblings = []
+    for entry in tree:
+        sibling = {"rfilename": entry["path"], "size": entry["size"], "blobId": entry["oid"]}
+        if "lfs" in entry:
+            lfs = entry["lfs"]
+            sibling["lfs"] = {"sha256": lfs["oid"], "size": lfs["size"], "pointerSize": 130}
+        siblings.append(sibling)
+    return {"id": repository, "sha": COMMIT, "siblings": siblings}
 
 
-def _tree(files: Mapping[str, bytes]) -> list[dict[str, object]]:
-    tree: list[dict[str, object]] = []
+def _tree(files: Mapping[str, bytes], told_sizes: Mapping[str, int]) -> list[dict[str, Any]]:
+    tree: list[dict[str, Any]] = []
     for name, content in files.items():
-        entry = {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+        size = told_sizes.get(name, len(content))
+        entry: dict[str, Any] = {"type": "file", "path": name, "size": size, "oid": "0" * 40}
         if _is_large(name):
-            sha256 = _etag(name, content)
-            entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 130}
+            entry["lfs"] = {"oid": _etag(name, content), "size": size, "pointerSize": 130}
         tree.append(entry)
     return tree

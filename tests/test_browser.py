@@ -300,6 +300,27 @@ def test_an_empty_answerless_question_gets_a_sentence(scripted: str, open_tab: O
     tab.picture("error-scripted")
 
 
+def test_the_model_is_chosen_in_the_settings(scripted: str, open_tab: OpenTab) -> None:
+    tab = open_tab(scripted)
+    page = tab.page
+    expect(page.locator("#starters button")).to_have_count(1)
+    page.locator("#chat-settings-open-modal").click()
+    panel = page.locator("#chat-settings")
+    expect(panel).to_contain_text("It answers everyone on this server.")
+    expect(panel.get_by_role("combobox")).to_have_text("small")
+    panel.get_by_role("combobox").click()
+    tab.picture("settings-scripted")
+    page.get_by_role("option", name="large").click()
+    panel.locator("#confirm").click()
+    expect(page.get_by_text("large answers from now on.")).to_be_visible(timeout=SLOW_MS)
+    tab.ask("What helps?")
+    tab.until_done()
+    expect(page.locator(ANSWER)).to_contain_text("I am folder/large.")
+    page.locator('[data-step-type="tool"] button').first.click()
+    step = page.locator('[data-step-type="tool"] .message-content')
+    expect(step).to_contain_text(re.compile(r"Answered in [\d.]+ s: search [\d.]+ s, waited 0 s"))
+
+
 # --- the real thing --------------------------------------------------------------------------
 
 

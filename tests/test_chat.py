@@ -96,6 +96,9 @@ def test_nothing_relevant_is_refused_without_the_model(shop: Shop) -> None:
     engine = shop.chat(ANSWER, min_relevance=1.0)
     response = engine.chat("What hunts a werewolf?")
     assert response.source_nodes == []
+    timings = response.metadata.pop("timings")
+    assert timings["n_tokens"] is timings["first_token_s"] is None
+    assert 0 < timings["retrieval_s"] <= timings["total_s"]
     assert response.metadata == {
         "refused": True,
         "table_version": 0,

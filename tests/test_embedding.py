@@ -15,7 +15,8 @@ import pytest
 import tiny_e5
 
 from rag import weights
-from rag.embedding import E5Embedding, token_batches
+from rag.embedding.e5 import token_batches
+from rag.embedding.torch_engine import E5Embedding
 from rag.errors import ModelError, QuestionError, WeightsNotFound
 from rag.weights import e5_pack
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import html
 import itertools
 import json
@@ -13,9 +14,10 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import chainlit.server
 import chainlit.socket as chainlit_socket
@@ -29,16 +31,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from markdown_it import MarkdownIt
-from scripted_app import ANSWER, HITS, LONG, NASTY, NASTY_ROW, TEXTS, FixedRetriever, engine, hit
+from scripted_app import (
+    ANSWER,
+    HITS,
+    LONG,
+    NASTY,
+    NASTY_ROW,
+    TEXTS,
+    FixedRetriever,
+    SlowLLM,
+    engine,
+    hit,
+)
 from starlette.testclient import TestClient
 
 import rag.web
 from rag.citation import Citation
-from rag.errors import TableEmpty
+from rag.errors import ModelError, TableEmpty
+from rag.llm.call import Timings, Waiting
+from rag.metrics import CONTENT_TYPE, Metrics, Outcome
+from rag.progress import Progress
 from rag.settings import Settings
 from rag.web import rows, server
-from rag.web.callbacks import GONE, NEUTRAL, Callbacks, MakeEngine
+from rag.web.callbacks import GONE, NEUTRAL, Callbacks
+from rag.web.conversations import Conversations, MakeEngine
 from rag.web.guard import Guard, plain, plain_line
+from rag.web.models import Models, Switch
 from rag.web.preparation import Preparation
 
 ROOT = Path(__file__).parent.parent
@@ -50,9 +68,10 @@ ROOT = Path(__file__).parent.parent
 class Page:
     """One tab: keeps what the server emits, as the browser would show it."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    def __init__(self, make: Callable[[], Any], switch: Switch | None = None) -> None:
         self.emitted: list[tuple[str, Any]] = []
         self.arrived = asyncio.Event()
+        self.tabs = [self]
         self.session = WebsocketSession(
             id=str(uuid.uuid4()),
             socket_id=str(uuid.uuid4()),
@@ -62,8 +81,38 @@ class Page:
             client_type="webapp",
         )
         self.preparation: Preparation[MakeEngine] = Preparation(make)
-        self.callbacks = Callbacks(self.preparation, lambda: ("What?",))
+        self.metrics, self.conversations = Metrics(), Conversations()
+        self.models = None if switch is None else self._models(switch)
+        self.register()
+
+    def _models(self, switch: Switch) -> Models:
+        return Models(
+            "small",
+            known=lambda: ("small", "folder/large", "broken"),
+            switch=switch,
+            preparation=self.preparation,
+            conversations=self.conversations,
+        )
+
+    def register(self) -> None:
+        """Make this page's callbacks Chainlit's."""
+        self.callbacks = Callbacks(
+            self.preparation,
+            lambda: ("What?",),
+            metrics=self.metrics,
+            conversations=self.conversations,
+            models=self.models,
+        )
         self.callbacks.register()
+
+    def beside(self) -> Page:
+        """Return another tab of the same server; `open_page` closes it."""
+        page = Page(lambda _: None)
+        page.preparation, page.models = self.preparation, self.models
+        page.metrics, page.conversations = self.metrics, self.conversations
+        page.register()
+        self.tabs.append(page)
+        return page
 
     async def _emit(self, event: str, data: Any, *_: Any) -> None:
         self.emitted.append((event, json.loads(json.dumps(data))))
@@ -101,6 +150,27 @@ class Page:
         """Press the stop button."""
         await chainlit_socket.stop(self.session.socket_id)
 
+    async def open(self) -> None:
+        """Begin the chat as a browser's connection does."""
+        init_ws_context(self.session)
+        assert config.code.on_chat_start is not None
+        await config.code.on_chat_start()
+
+    async def choose(self, model: object) -> None:
+        """Confirm the settings with this model."""
+        init_ws_context(self.session)
+        assert config.code.on_settings_update is not None
+        await config.code.on_settings_update({"model": model})
+
+    def offered(self) -> dict[str, Any]:
+        """Return the selection of models as last sent; empty where there is none."""
+        sent = [data for event, data in self.emitted if event == "chat_settings"]
+        return dict(sent[-1][0]) if sent else {}
+
+    def step(self) -> str:
+        """Return the last lines of the search step that are no table."""
+        return next(m["output"] for m in self.shown() if m["type"] == "tool")
+
     def shown(self) -> list[dict[str, Any]]:
         """Return the messages and steps as they stand, in order of appearance."""
         found: dict[str, dict[str, Any]] = {}
@@ -132,16 +202,16 @@ def open_page() -> Iterator[Callable[..., Page]]:
     """Open tabs, and let the server forget them afterwards."""
     pages: list[Page] = []
 
-    def make(what: Any = ANSWER, **options: Any) -> Page:
+    def make(what: Any = ANSWER, *, switch: Switch | None = None, **options: Any) -> Page:
         load = what if callable(what) else lambda _: lambda: engine(what, **options)
-        pages.append(Page(load))
+        pages.append(Page(load, switch))
         init_ws_context(pages[-1].session)
         return pages[-1]
 
     yield make
-    for page in pages:
-        user_sessions.pop(page.session.id, None)
-        chat_contexts.pop(page.session.id, None)
+    for tab in [tab for page in pages for tab in page.tabs]:
+        user_sessions.pop(tab.session.id, None)
+        chat_contexts.pop(tab.session.id, None)
 
 
 # --- events become messages ------------------------------------------------------------------
@@ -415,6 +485,309 @@ async def test_an_error_sentence_shows_as_text(open_page) -> None:
     assert page.errors() == [plain(str(TableEmpty(NASTY, 3, 0)))]
 
 
+# --- waiting for others' questions ------------------------------------------------------------
+
+QUEUE = (Waiting(2, 8.2), Waiting(2, 7.6), Waiting(1, 0.3), Waiting(1, 0.0))
+
+
+async def test_a_waiting_reader_sees_the_place_until_the_answer_begins(open_page) -> None:
+    page = open_page(ANSWER, queue=QUEUE)
+    await page.ask("What helps?")
+    told = [
+        (event, data["output"])
+        for event, data in page.emitted
+        if event in ("new_message", "update_message", "delete_message")
+        and "before yours" in data.get("output", "")
+    ]
+    assert told == [
+        # the first half second is not told
+        ("new_message", "2 questions come before yours, about 8 s."),
+        ("update_message", "1 question comes before yours, about 1 s."),
+        ("update_message", "1 question comes before yours."),
+        ("delete_message", "1 question comes before yours."),
+    ]
+    events = [event for event, _ in page.emitted]
+    assert events.index("delete_message") < events.index("stream_start")
+    assert len(page.shown()) == 2
+
+
+async def test_a_short_wait_is_not_told(open_page) -> None:
+    page = open_page(ANSWER, queue=(Waiting(2, 8.2),))
+    await page.ask("What helps?")
+    assert "before yours" not in json.dumps(page.emitted)
+
+
+async def test_stop_while_waiting_takes_the_place_away(open_page) -> None:
+    page = open_page(ANSWER, queue=QUEUE * 20)
+    task = page.ask("What helps?")
+    await page.until(lambda: "before yours" in json.dumps(page.emitted))
+    assert "rag_questions_waiting 1.0" in page.metrics.text().decode()
+    await page.stop()
+    await task
+    assert page.answers() == ["_(stopped)_"]
+
+
+class BrokenQueueLLM(SlowLLM):
+    """Fails after a wait."""
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
+        yield from itertools.islice(super().stream_complete(prompt, formatted, **kwargs), 3)
+        raise ModelError("The model was unloaded while the question waited. Ask again.")
+
+
+async def test_a_failure_while_waiting_takes_the_place_away(open_page) -> None:
+    made = engine(ANSWER)
+    made._turns._llm = BrokenQueueLLM(queue=QUEUE)
+    page = open_page(lambda _: lambda: made)
+    await page.ask("What helps?")
+    assert "before yours" in json.dumps(page.emitted)
+    assert page.answers() == page.errors()
+    assert "was unloaded" in page.errors()[0]
+
+
+# --- what a turn took -------------------------------------------------------------------------
+
+
+async def test_the_step_says_below_the_rows_what_the_turn_took(open_page) -> None:
+    timings = Timings(queue_s=2.04, n_evaluated=24, n_reused=163, n_tokens=11, decode_s=0.25)
+    page = open_page(ANSWER, timings=timings)
+    await page.ask("What helps?")
+    rows_found, last = page.step().rsplit("\n\n", 1)
+    assert "| 0.90 |" in rows_found
+    assert re.fullmatch(
+        r"Answered in [\d.]+ s\\: search [\d.]+ s, waited 2 s, prompt 187 tokens read \(24 new\), "
+        r"first word after [\d.]+ s, 40 tokens/s\.",
+        last,
+    ), last
+
+
+async def test_a_refusal_says_only_what_the_search_took(open_page) -> None:
+    page = open_page(ANSWER, retriever=FixedRetriever(()))
+    await page.ask("What helps?")
+    last = page.step().rsplit("\n\n", 1)[-1]
+    assert re.fullmatch(r"Answered in [\d.]+ s\\: search [\d.]+ s\.", last), last
+
+
+# --- metrics ----------------------------------------------------------------------------------
+
+
+def counted(page: Page) -> dict[str, float]:
+    """Return the samples that `/metrics` tells, by name and labels."""
+    lines = page.metrics.text().decode().splitlines()
+    samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in samples}
+
+
+async def test_each_turn_is_counted_by_how_it_ended(open_page) -> None:
+    timings = Timings(queue_s=2.0, n_evaluated=24, n_reused=163, n_tokens=11, decode_s=0.25)
+    page = open_page(LONG, timings=timings, seconds=0.01)
+    stopped = page.ask("A long one")
+    await page.until(lambda: any(e == "stream_token" for e, _ in page.emitted))
+    assert counted(page)["rag_questions_running"] == 1
+    await page.stop()
+    await stopped
+    await page.ask("x" * 101)
+    await page.ask("What helps?")
+    found = counted(page)
+    outcomes = {o: found[f'rag_questions_total{{outcome="{o}"}}'] for o in get_args(Outcome)}
+    assert outcomes == {"answered": 1, "refused": 0, "stopped": 1, "failed": 1}
+    assert found["rag_questions_running"] == found["rag_questions_waiting"] == 0
+    assert found["rag_table_version"] == 3
+    assert found["rag_prompt_tokens_evaluated_total"] == 24
+    assert found["rag_prompt_tokens_reused_total"] == 163
+    assert found["rag_tokens_generated_total"] == 11
+    assert found["rag_queue_seconds_sum"] == 2.0
+    for name in ("queue", "retrieval", "first_token", "turn"):
+        assert found[f"rag_{name}_seconds_count"] == 1
+
+
+async def test_a_refusal_is_counted_and_has_no_first_word(open_page) -> None:
+    page = open_page(ANSWER, retriever=FixedRetriever(()))
+    await page.ask("What helps?")
+    found = counted(page)
+    assert found['rag_questions_total{outcome="refused"}'] == 1
+    assert found["rag_first_token_seconds_count"] == 0
+    assert found["rag_turn_seconds_count"] == 1
+
+
+async def test_metrics_hold_no_question(open_page) -> None:
+    page = open_page()
+    await page.ask("What helps against a werewolf?")
+    assert "werewolf" not in page.metrics.text().decode()
+
+
+def test_metrics_are_served_and_tell_nothing_of_the_machine(client: TestClient) -> None:
+    response = client.get("/metrics")
+    assert response.headers["content-type"] == CONTENT_TYPE
+    names = re.findall(r"^# HELP (\S+)", response.text, flags=re.MULTILINE)
+    assert "rag_questions_total" in names
+    assert all(name.startswith("rag_") for name in names)
+
+
+# --- switching the model ----------------------------------------------------------------------
+
+
+def says_its_name(name: str, wanted: str, progress: Progress) -> MakeEngine:
+    """Load a model that says what it is; `broken` cannot be loaded."""
+    if wanted == "broken":
+        raise ModelError("Model 'broken' cannot be loaded.")
+    return lambda: engine(f"I am {wanted}.")
+
+
+async def test_the_models_to_choose_from_are_offered(open_page) -> None:
+    page = open_page(switch=says_its_name)
+    await page.open()
+    offered = page.offered()
+    assert [i["value"] for i in offered["items"]] == ["small", "large", "broken"]
+    assert offered["initial"] == "small"
+
+
+async def test_a_switch_is_for_everyone_and_conversations_go_on(open_page) -> None:
+    page = open_page(switch=says_its_name)
+    other = page.beside()
+    await page.open()
+    await other.ask("What helps?")
+    await page.choose("large")
+    assert ("toast", {"message": "large answers from now on.", "type": "success"}) in page.emitted
+    assert page.offered()["initial"] == "large"
+    await other.ask("And against a vampire?")
+    assert other.answers()[-1].startswith("I am folder/large.")
+    assert other.offered()["initial"] == "large", "its settings follow"
+    init_ws_context(other.session)
+    asked = [m.content for m in (await engine_of(other)).chat_history[::2]]
+    assert asked == ["What helps?", "And against a vampire?"]
+
+
+async def engine_of(page: Page) -> Any:
+    """Return the engine of a page's conversation."""
+    conversation = user_sessions[page.session.id]["conversation"]
+    return await conversation.engine(page.preparation.begin().result(), "none")
+
+
+async def test_nobody_holds_the_engine_of_before(open_page) -> None:
+    made: list[Any] = []
+
+    def load(_: Any) -> MakeEngine:
+        def make() -> Any:
+            found = engine(ANSWER)
+            made.append(weakref.ref(found._turns))
+            return found
+
+        return make
+
+    gone: list[bool] = []
+
+    def switch(name: str, wanted: str, progress: Progress) -> MakeEngine:
+        gc.collect()
+        gone.append(made[0]() is None)
+        return lambda: engine("New.")
+
+    page = open_page(load, switch=switch)
+    await page.ask("What helps?")
+    await page.choose("large")
+    assert gone == [True]
+
+
+async def test_a_switch_waits_for_the_answer_being_written(open_page) -> None:
+    page = open_page(LONG, seconds=0.005, switch=says_its_name)
+    other = page.beside()
+    await page.open()
+    answer = other.ask("A long one")
+    await other.until(lambda: any(e == "stream_token" for e, _ in other.emitted))
+    switching = asyncio.create_task(page.choose("large"))
+    await page.until(lambda: bool(page.answers()))
+    assert page.answers() == ["Warming up: waiting for the answers being written"]
+    assert not page.preparation.is_ready
+    late = page.ask("What helps?")
+    await answer
+    assert other.answers()[0].split()[:400] == LONG.split()
+    await switching
+    await late
+    assert page.answers()[-1].startswith("I am folder/large.")
+
+
+async def test_a_model_that_cannot_be_loaded_leaves_the_one_before(open_page) -> None:
+    page = open_page(switch=says_its_name)
+    await page.open()
+    await page.ask("What helps?")
+    await page.choose("broken")
+    assert page.errors() == [plain("Model 'broken' cannot be loaded.")]
+    assert page.offered()["initial"] == "small"
+    assert page.preparation.is_ready
+    await page.ask("And against a vampire?")
+    assert page.answers()[-1].startswith("Use a silver dagger")
+
+
+@pytest.mark.parametrize("choice", ["nowhere", None, ["large"]], ids=["unknown", "none", "list"])
+async def test_a_choice_that_is_not_offered_gets_a_sentence(open_page, choice: object) -> None:
+    page = open_page(switch=says_its_name)
+    await page.open()
+    await page.choose(choice)
+    assert page.errors()[0].startswith("There is no model")
+
+
+async def test_a_switch_that_fails_unforeseen_is_neutral(open_page, caplog) -> None:
+    def switch(name: str, wanted: str, progress: Progress) -> MakeEngine:
+        raise ZeroDivisionError("secret detail")
+
+    page = open_page(switch=switch)
+    await page.open()
+    await page.choose("large")
+    assert page.errors() == [NEUTRAL]
+    assert "secret detail" not in json.dumps(page.emitted)
+
+
+async def test_switches_at_once_are_done_one_after_the_other(open_page) -> None:
+    running = threading.Lock()
+    order: list[tuple[str, str]] = []
+
+    def switch(name: str, wanted: str, progress: Progress) -> MakeEngine:
+        assert running.acquire(blocking=False), "two at once"
+        time.sleep(0.05)
+        order.append((name, wanted))
+        running.release()
+        return lambda: engine(f"I am {wanted}.")
+
+    page = open_page(switch=switch)
+    await page.open()
+    choices = ("large", "broken", "small", "large")
+    await asyncio.gather(*(page.models.use(choice) for choice in choices))
+    assert [wanted for _, wanted in order] == ["folder/large", "broken", "small", "folder/large"]
+    assert [name for name, _ in order[1:]] == [wanted for _, wanted in order[:-1]]
+
+
+async def test_a_load_that_failed_is_not_mended_by_a_switch(open_page) -> None:
+    def load(_: Any) -> MakeEngine:
+        raise TableEmpty("data/shop", 3, 0)
+
+    page = open_page(load, switch=says_its_name)
+    await page.open()
+    await page.choose("large")
+    assert "has nothing to index" in page.errors()[0]
+    assert not page.preparation.is_ready
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_offered"),
+    [
+        ({}, True),
+        ({"RAG_WEB__SWITCH_MODEL": "false"}, False),
+        ({"RAG_LLM__BASE_URL": "http://127.0.0.1:1/v1"}, False),
+    ],
+    ids=["default", "off", "server"],
+)
+def test_switching_can_be_turned_off(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], is_offered: bool
+) -> None:
+    for name in ("on_chat_start", "on_settings_update"):
+        monkeypatch.setattr(config.code, name, None)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    rag.web.setup()
+    assert (config.code.on_chat_start is not None) == is_offered
+    assert (config.code.on_settings_update is not None) == is_offered
+
+
 # --- warming up -------------------------------------------------------------------------------
 
 
@@ -604,7 +977,12 @@ def test_title_and_starters_can_be_set() -> None:
 
 
 async def test_starters_are_offered() -> None:
-    callbacks = Callbacks(Preparation(lambda _: lambda: engine(ANSWER)), lambda: ("A?", "B?"))
+    callbacks = Callbacks(
+        Preparation(lambda _: lambda: engine(ANSWER)),
+        lambda: ("A?", "B?"),
+        metrics=Metrics(),
+        conversations=Conversations(),
+    )
     assert [(s.label, s.message) for s in await callbacks.starters()] == [
         ("A?", "A?"),
         ("B?", "B?"),
@@ -618,14 +996,16 @@ async def test_starters_are_offered() -> None:
 def client() -> TestClient:
     """Return a client of the real application; without `with`, which would end the process."""
     state = {"is_ready": False}
-    server.install("Fantasy <Shop>", state=lambda: (state["is_ready"], "embedding 1/2"))
+    server.install(
+        "Fantasy <Shop>", state=lambda: (state["is_ready"], "embedding 1/2"), metrics=Metrics()
+    )
     client = TestClient(chainlit.server.app)
     client.state = state  # type: ignore[attr-defined]
     return client
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/public/app.css", "/healthz", "/project/settings", "/nix.js"]
+    "path", ["/", "/public/app.css", "/healthz", "/metrics", "/project/settings", "/nix.js"]
 )
 def test_every_response_carries_the_security_headers(client: TestClient, path: str) -> None:
     headers = client.get(path).headers
@@ -647,7 +1027,7 @@ def test_the_title_cannot_be_markup(client: TestClient) -> None:
 
 def test_install_twice_is_install_once(client: TestClient) -> None:
     n_routes = len(chainlit.server.app.router.routes)
-    server.install("Fantasy Shop", state=lambda: (True, "ready"))
+    server.install("Fantasy Shop", state=lambda: (True, "ready"), metrics=Metrics())
     assert len(chainlit.server.app.router.routes) == n_routes
 
 

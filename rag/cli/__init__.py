@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from rag import doctor, wiring
-from rag.cli import answering, evaluating, mirroring
+from rag import wiring
+from rag.cli import answering, doctoring, evaluating, mirroring, models, serving
 from rag.cli.terminal import Json, brief, err, out, print_json
 from rag.errors import RagError
 from rag.settings import Settings, leaves, variable
@@ -76,22 +76,9 @@ for _command in (
 
 
 app.command(name="eval")(evaluating.evaluate)
-
-
-@app.command(name="doctor")
-def doctor_(as_json: Json = False) -> None:
-    """Check Python, packages, weights, memory, disk and GPU; say what to do."""
-    checks = doctor.run(Settings())
-    if as_json:
-        print_json([dataclasses.asdict(c) for c in checks])
-    else:
-        marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}
-        for check in checks:
-            out.print(f"{marks[check.verdict]:<4} {check.name}: {escape(check.found)}")
-            if check.remedy:
-                out.print(f"     → {escape(check.remedy)}")
-    if any(c.verdict == "bad" for c in checks):
-        sys.exit(1)
+app.command()(doctoring.doctor)
+app.add_typer(models.app, name="models")
+app.command()(serving.serve_model)
 
 
 @app.command(name="settings")

@@ -13,6 +13,7 @@ from rag import wiring
 from rag.cli.terminal import Json, err, out, plain, print_json, progress_shown, stopping_at_once
 from rag.errors import RagError
 from rag.settings import Settings
+from rag.timing import waits
 
 if TYPE_CHECKING:
     from rag.chat import Done, Event
@@ -95,10 +96,14 @@ def _show(events: Generator[Event, None, None]) -> Done:
 def _drain(
     events: Generator[Event, None, None], show: Callable[[Event], None] | None = None
 ) -> Done:
-    from rag.chat import Done
+    from rag.chat import Done, Waiting
 
+    place = 0
     with contextlib.closing(events):
         for event in events:
+            if isinstance(event, Waiting) and event.place != place:
+                place = event.place
+                err.print(waits(event))
             if show is not None:
                 show(event)
             if isinstance(event, Done):

@@ -3,8 +3,9 @@
 The same for a model in this process and one behind a server; knows neither.
 
 While a call waits for its turn, a stream yields responses without a delta whose `raw` is
-`{"place": 2, "wait_s": 4.1}`. The last response of a stream has `raw` with `finish_reason`
-(`stop`, `length` or `cancelled`), `n_prompt_tokens`, `n_tokens` and `timings`, a `Timings`.
+`{"waiting": Waiting(place=2, wait_s=4.1)}`. The last response of a stream has `raw` with
+`finish_reason` (`stop`, `length` or `cancelled`), `n_prompt_tokens`, `n_tokens` and `timings`, a
+`Timings`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,16 @@ class Caller:
     """Calls of one user queue behind each other, those of several take turns."""
     conversation: str = ""
     """Prompts of one conversation begin alike; what the model has read of it is kept."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Where a call stands in the queue."""
+
+    place: int
+    """Calls that come before it, the running ones included."""
+    wait_s: float
+    """Estimate of how long that takes; 0 before any call has ended."""
 
 
 @dataclass(frozen=True)

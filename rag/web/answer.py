@@ -6,6 +6,7 @@ Knows Chainlit's messages, steps and elements; does not know where the pieces co
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +15,18 @@ import chainlit as cl
 from chainlit.config import config
 from chainlit.utils import utc_now
 
+from rag import timing
 from rag.web import rows
 from rag.web.guard import Guard, plain
 
-if TYPE_CHECKING:  # both load LlamaIndex, which takes seconds; the port opens before that
+if TYPE_CHECKING:  # all load LlamaIndex, which takes seconds; the port opens before that
+    from rag.chat import TurnTimings, Waiting
     from rag.citation import Citation
     from rag.retrieval import Hit
 
 STOPPED = "(stopped)"
+_PATIENCE_S = 0.4
+"""A wait that ends within this time is not told: it would flicker. The queue tells every 0.5 s."""
 
 
 class Answer:
@@ -32,6 +37,8 @@ class Answer:
         self._step: cl.Step | None = None
         self._message: cl.Message | None = None
         self._cards: cl.CustomElement | None = None
+        self._place: cl.Message | None = None
+        self._waits_since: float | None = None
         self._sources: Sequence[Hit] = ()
         self._citations: list[Citation] = []
 
@@ -47,6 +54,28 @@ class Answer:
         )
         self._step.start = utc_now()
         await self._step.send()
+
+    async def waiting(self, waiting: Waiting) -> None:
+        """Show how many questions come first, on one line, once that takes a while."""
+        now = time.monotonic()
+        if self._waits_since is None:
+            self._waits_since = now
+        if now - self._waits_since < _PATIENCE_S:
+            return
+        content = plain(timing.waits(waiting))
+        if self._place is None:
+            self._place = cl.Message(content=content)
+            await self._place.send()
+        elif self._place.content != content:
+            self._place.content = content
+            await self._place.update()
+
+    async def waited(self) -> None:
+        """Say no more of a place in the queue."""
+        self._waits_since = None
+        if self._place is not None:
+            place, self._place = self._place, None
+            await place.remove()
 
     async def searched(self, query: str, hits: Sequence[Hit], seconds: float) -> None:
         """Show what was searched for and found."""
@@ -71,6 +100,12 @@ class Answer:
         await self._write(self._guard.chip(citation.n))
         await self._show_cards(is_done=False)
 
+    async def took(self, timings: TurnTimings) -> None:
+        """Say below what was found how long all of it took."""
+        if self._step is not None:
+            self._step.output = f"{self._step.output}\n\n{plain(timing.took(timings))}"
+            await self._step.update()
+
     async def done(self, note: str = "") -> None:
         """Say that the text is complete, and what of it stands in no row."""
         if self._message is None:
@@ -82,6 +117,7 @@ class Answer:
 
     async def stopped(self) -> None:
         """Keep what is there and say that it was stopped."""
+        await self.waited()
         if self._step is not None and self._step.end is None:
             await self._close_step(STOPPED)
         text = f"_{STOPPED}_"
@@ -90,6 +126,7 @@ class Answer:
 
     async def failed(self, sentence: str) -> None:
         """Keep what is there and say in one sentence why there is no more."""
+        await self.waited()
         if self._step is not None and self._step.end is None:
             await self._step.remove()
         if self._message is not None and self._message.content:

@@ -10,22 +10,21 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import chainlit as cl
 from chainlit.config import config
+from chainlit.input_widget import Select
 
 from rag.errors import RagError
+from rag.metrics import Metrics
 from rag.progress import Progress
 from rag.settings import Settings
 from rag.web.answer import Answer
+from rag.web.conversations import Conversation, Conversations, MakeEngine
 from rag.web.guard import plain
+from rag.web.models import Models
 from rag.web.preparation import Preparation
-
-if TYPE_CHECKING:  # loads LlamaIndex, which takes seconds; the port opens before that
-    from llama_index.core.base.llms.types import ChatMessage
-
-    from rag.engines import TableChatEngine
 
 NEUTRAL = "Something went wrong on our side; the log of the server says what. Please ask again."
 GONE = "That message is no longer part of this chat; please ask it again."
@@ -33,12 +32,13 @@ GONE = "That message is no longer part of this chat; please ask it again."
 _PATIENCE_S = 0.2
 """A load that ends within this time is not announced."""
 _REFRESH_S = 0.5
-_ENGINE = "engine"
-_BEFORE = "before"
+_CONVERSATION = "conversation"
+_OFFERED = "offered"
+"""The model that the reader's settings name as the current one."""
+_MODEL = "model"
 
 _log = logging.getLogger(__name__)
 
-MakeEngine = Callable[[], "TableChatEngine"]
 Ask = Callable[[cl.Message], Awaitable[None]]
 
 
@@ -56,15 +56,54 @@ def load(settings: Settings, progress: Progress) -> MakeEngine:
     return partial(wiring.chat_engine, settings)
 
 
+def known_models(settings: Settings) -> list[str]:
+    """Return the names of the language models that are on this machine.
+
+    Blocks: it looks at files, and at first imports what knows them.
+    """
+    from rag import wiring
+
+    here = ("yes", "package")
+    models = wiring.known_models(settings)
+    return [m.name for m in models if m.kind == "language" and m.installed in here]
+
+
+def switch(settings: Settings, name: str, wanted: str, progress: Progress) -> MakeEngine:
+    """Load another language model instead of one, and return what makes engines with it; blocks.
+
+    Raises:
+        RagError: it cannot be loaded; the one before is loaded again.
+    """
+    from rag import wiring
+    from rag.wiring.answering import switch_llm, with_llm
+
+    changed = switch_llm(with_llm(settings, name), wanted, progress)
+    return partial(wiring.chat_engine, changed)
+
+
 class Callbacks:
-    """What happens when the server starts, a person asks, edits or presses Stop."""
+    """What happens when the server starts, a person asks, edits, presses Stop or switches.
+
+    Args:
+        preparation: Loads what makes engines.
+        starters: Returns the questions offered at the start.
+        metrics: Where questions are counted.
+        conversations: Where engines are kept.
+        models: The models that a reader may choose from; None where there is no choice.
+    """
 
     def __init__(
-        self, preparation: Preparation[MakeEngine], starters: Callable[[], tuple[str, ...]]
+        self,
+        preparation: Preparation[MakeEngine],
+        starters: Callable[[], tuple[str, ...]],
+        *,
+        metrics: Metrics,
+        conversations: Conversations,
+        models: Models | None = None,
     ) -> None:
         """Keep what the callbacks need; `register` makes them Chainlit's."""
-        self._preparation = preparation
-        self._starters = starters
+        self._preparation, self._starters, self._metrics = preparation, starters, metrics
+        self._conversations, self._models = conversations, models
 
     def register(self) -> None:
         """Make these Chainlit's callbacks."""
@@ -73,10 +112,35 @@ class Callbacks:
         config.code.on_message = _unless_gone(config.code.on_message)
         cl.on_stop(self.on_stop)
         cl.set_starters(self.starters)
+        if self._models is not None:
+            cl.on_chat_start(self.on_chat_start)
+            cl.on_settings_update(self.on_settings_update)
 
     async def on_startup(self) -> None:
         """Begin to load and return at once: the port opens only after this."""
         self._preparation.begin()
+
+    async def on_chat_start(self) -> None:
+        """Offer the models to choose from."""
+        if self._models is not None:
+            await self._offer(self._models)
+
+    async def on_settings_update(self, settings: dict[str, Any]) -> None:
+        """Let the chosen model answer everyone; Chainlit shows what is raised here as it is."""
+        assert self._models is not None, "registered only where there is a choice"
+        choice = str(settings.get(_MODEL))
+        if choice == self._models.current:
+            return
+        try:
+            await self._use(self._models, choice)
+            await cl.context.emitter.send_toast(f"{choice} answers from now on.", "success")
+        except RagError as e:
+            _log.info("Told the reader: %s", e, exc_info=e)
+            await Answer().failed(str(e))
+        except Exception:  # noqa: BLE001 – the room's outermost handler
+            _log.exception("The model could not be switched")
+            await Answer().failed(NEUTRAL)
+        await self._offer(self._models)
 
     async def starters(self) -> list[cl.Starter]:
         """Return the questions offered on the welcome page."""
@@ -107,21 +171,61 @@ class Callbacks:
                 await message.remove()
 
     async def _answer(self, message: cl.Message, answer: Answer) -> None:
+        if self._models is not None and cl.user_session.get(_OFFERED) != self._models.current:
+            await self._offer(self._models)  # another reader has switched
         make = await self._loaded()
-        from rag.web.turn import show  # loaded by now; see `load`
+        async with self._conversations.answering():
+            from rag.web.turn import show  # loaded by now; see `load`
 
-        engine = await _engine(make, message.id)
-        await show(engine.aevents(message.content), answer)
+            engine = await self._conversation().engine(make, message.id)
+            await show(engine.aevents(message.content), answer, self._metrics)
+
+    def _conversation(self) -> Conversation:
+        """Return what was said in this session."""
+        found: Conversation | None = cl.user_session.get(_CONVERSATION)
+        if found is None:
+            found = self._conversations.begin()
+            cl.user_session.set(_CONVERSATION, found)
+        return found
+
+    async def _offer(self, models: Models) -> None:
+        """Show the models to choose from in the settings, where there is a choice."""
+        choices, current = await models.choices(), models.current
+        cl.user_session.set(_OFFERED, current)
+        if len(choices) > 1:
+            told = "It answers everyone on this server."
+            select = Select(
+                id=_MODEL,
+                label="Language model",
+                values=choices,
+                initial_value=current,
+                description=told,
+            )
+            await cl.ChatSettings([select]).send()
+
+    async def _use(self, models: Models, choice: str) -> None:
+        """Switch the model, telling the reader how far it is."""
+        await self._loaded()
+        task = asyncio.create_task(models.use(choice))
+        await self._until_done(task)
+        await task
 
     async def _loaded(self) -> MakeEngine:
-        """Return what the preparation made, telling the reader how far it is."""
-        task = self._preparation.begin()
+        """Return what the preparation made, telling the reader how far it is.
+
+        Nothing is awaited between the end of the load and the return: what is returned is current.
+        """
+        while not (task := self._preparation.begin()).done():
+            await self._until_done(task)
+            await asyncio.shield(task)
+        return task.result()
+
+    async def _until_done(self, task: asyncio.Task[Any]) -> None:
         await asyncio.wait({task}, timeout=_PATIENCE_S)
         if not task.done():
             await self._say_warming_up(task)
-        return await asyncio.shield(task)
 
-    async def _say_warming_up(self, task: asyncio.Task[MakeEngine]) -> None:
+    async def _say_warming_up(self, task: asyncio.Task[Any]) -> None:
         note = await cl.Message(content=self._progress()).send()
         try:
             while not task.done():
@@ -146,20 +250,3 @@ def _unless_gone(on_message: Ask) -> Ask:
             await on_message(message)
 
     return checked
-
-
-async def _engine(make: MakeEngine, message_id: str) -> TableChatEngine:
-    """Return the engine of this session: it holds the conversation as it was before the question.
-
-    Editing a question takes the conversation back to where it was first asked.
-    """
-    engine: TableChatEngine | None = cl.user_session.get(_ENGINE)
-    if engine is None:
-        engine = await asyncio.to_thread(make)  # opens the index
-        cl.user_session.set(_ENGINE, engine)
-        cl.user_session.set(_BEFORE, {})
-    before: dict[str, list[ChatMessage]] = cl.user_session.get(_BEFORE)
-    if message_id in before:
-        engine.recall(before[message_id])
-    before[message_id] = engine.chat_history
-    return engine

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from rag.errors import RagError
@@ -37,6 +37,23 @@ class Preparation(Generic[T]):
             self._at = "starting"
             self._task = asyncio.create_task(asyncio.to_thread(self._load, self._report))
             self._task.add_done_callback(_log_failure)
+        return self._task
+
+    def change(
+        self, load: Callable[[Progress], T], *, after: Callable[[], Awaitable[None]]
+    ) -> asyncio.Task[T]:
+        """Make everybody wait for another load, begun when `after` is over; return it.
+
+        Call it when the load before is done.
+        """
+
+        async def changed() -> T:
+            await after()
+            return await asyncio.to_thread(load, self._report)
+
+        self._at = "waiting for the answers being written"
+        self._task = asyncio.create_task(changed())
+        self._task.add_done_callback(_log_failure)
         return self._task
 
     @property

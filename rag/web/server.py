@@ -19,6 +19,8 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rag.metrics import CONTENT_TYPE, Metrics
+
 PUBLIC = Path(__file__).parent / "public"
 
 HEADERS = {
@@ -72,12 +74,13 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
 
-def install(title: str, *, state: Callable[[], tuple[bool, str]]) -> None:
+def install(title: str, *, state: Callable[[], tuple[bool, str]], metrics: Metrics) -> None:
     """Make Chainlit's server ours; safe to call again, as `chainlit run -w` does.
 
     Args:
         title: Name of the chat, in the page's title and on the welcome page.
         state: Returns whether questions can be answered, and where the preparation is.
+        metrics: What `/metrics` tells.
     """
     app = chainlit.server.app
     # both modules hold the name; without this the folder would have to lie beside app.py
@@ -93,7 +96,7 @@ def install(title: str, *, state: Callable[[], tuple[bool, str]]) -> None:
     _without_other_hosts()
     # in front of Chainlit's own: its last route answers every GET with the page
     kept = [r for r in app.router.routes if getattr(r, "path", None) not in _DOCS]
-    app.router.routes[:] = [*_routes(title, state), *kept]
+    app.router.routes[:] = [*_routes(title, state, metrics), *kept]
     app.add_middleware(SecurityHeaders)
 
 
@@ -110,7 +113,7 @@ def _without_other_hosts() -> None:
     chainlit.server.get_html_template = own_page
 
 
-def _routes(title: str, state: Callable[[], tuple[bool, str]]) -> list[BaseRoute]:
+def _routes(title: str, state: Callable[[], tuple[bool, str]], metrics: Metrics) -> list[BaseRoute]:
     logos = {theme: _logo(title, theme) for theme in _INK}
 
     async def healthz(_request: Request) -> Response:
@@ -119,6 +122,9 @@ def _routes(title: str, state: Callable[[], tuple[bool, str]]) -> list[BaseRoute
     async def readyz(_request: Request) -> Response:
         is_ready, at = state()
         return JSONResponse({"is_ready": is_ready, "state": at}, 200 if is_ready else 503)
+
+    async def counts(_request: Request) -> Response:
+        return Response(metrics.text(), headers={"content-type": CONTENT_TYPE})
 
     async def favicon(_request: Request) -> Response:
         return FileResponse(PUBLIC / "favicon.svg", media_type="image/svg+xml")
@@ -134,6 +140,7 @@ def _routes(title: str, state: Callable[[], tuple[bool, str]]) -> list[BaseRoute
     return [
         Route("/healthz", healthz),
         Route("/readyz", readyz),
+        Route("/metrics", counts),
         Route("/favicon", favicon),
         Route("/logo", logo),
         Route("/project/file", no_upload, methods=["POST"]),

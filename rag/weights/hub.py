@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rag.errors import WeightsError, WeightsNotFound
 from rag.progress import Progress, silent
-from rag.weights import stamp
+from rag.weights import resuming, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,37 +45,63 @@ def fetch(
 
     Raises:
         WeightsNotFound: no such repository, no access, or not cached and no network.
-        WeightsError: the cache cannot be written.
+        WeightsError: the cache cannot be written, or its disk has too little room.
     """
     # imported here: it takes half a second, and who uses the catalogue's files never needs it
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        HTTPError,  # of its HTTP library, whichever that is
-        LocalEntryNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError, HTTPError  # of its HTTP library
 
-    def files(*, is_offline: bool) -> Path:
-        return Path(
-            snapshot_download(
-                repository,
-                allow_patterns=list(patterns),
-                ignore_patterns=list(ignored),
-                local_files_only=is_offline,
-                tqdm_class=_bar(f"downloading {repository}", progress),
-            )
-        )
-
+    what = f"downloading {repository}"
+    bar = _bar(what, progress)
     try:
-        try:
-            cached = files(is_offline=True)
-            if is_whole(cached):
-                return cached
-        except LocalEntryNotFoundError:
-            pass  # never downloaded, or broken off: the hub resumes
-        return files(is_offline=False)
+        found = cached(repository, patterns, ignored=ignored)
+        if found is not None and is_whole(found):
+            return found
+        files = resuming.large_files(repository, patterns, ignored)
+        resuming.require_room(repository, files)
+        for file in files:
+            resuming.download(file, bar=bar, progress=progress, what=what)
+        return _snapshot(repository, patterns, ignored, bar=bar)  # the small files, and the links
     except (HTTPError, HFValidationError, OSError) as e:
         raise translated(repository, e) from e
+
+
+def cached(repository: str, patterns: Sequence[str], *, ignored: Sequence[str] = ()) -> Path | None:
+    """Return the folder of a repository in the hub's cache; None where files of it are missing.
+
+    Asks no network.
+
+    Args:
+        repository: `organisation/name`.
+        patterns: Glob patterns of the files to have.
+        ignored: Glob patterns of files to leave out all the same.
+    """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return _snapshot(repository, patterns, ignored, bar=_bar("", silent), is_offline=True)
+    except LocalEntryNotFoundError:
+        return None  # never downloaded, or broken off
+
+
+def _snapshot(
+    repository: str,
+    patterns: Sequence[str],
+    ignored: Sequence[str],
+    *,
+    bar: type[Any],
+    is_offline: bool = False,
+) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            repository,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(ignored),
+            local_files_only=is_offline,
+            tqdm_class=bar,
+        )
+    )
 
 
 def verify(path: Path, *, record: Path, progress: Progress = silent) -> None:

@@ -8,6 +8,7 @@ from rag.wiring.evaluating import (
     plan_evaluation,
     read_questions,
 )
+from rag.wiring.measuring import bench
 from rag.wiring.mirroring import (
     follow,
     pending,
@@ -16,11 +17,18 @@ from rag.wiring.mirroring import (
     verify,
     write_demo,
 )
+from rag.wiring.models import (
+    known_models,
+    memory_bytes,
+    pull_model,
+    use_model,
+)
 from rag.wiring.parts import index_uri
 from rag.wiring.standing import Status, status, table_version
 
 __all__ = [
     "Status",
+    "bench",
     "chat_engine",
     "documents",
     "draft_questions",
@@ -28,9 +36,12 @@ __all__ = [
     "figures",
     "follow",
     "index_uri",
+    "known_models",
+    "memory_bytes",
     "pending",
     "plan_evaluation",
     "prepare",
+    "pull_model",
     "query_engine",
     "read_questions",
     "retriever",
@@ -38,6 +49,7 @@ __all__ = [
     "status",
     "sync",
     "table_version",
+    "use_model",
     "verify",
     "write_demo",
 ]

@@ -6,7 +6,9 @@ do the work.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rag.catalogue import LLM_MODELS
@@ -21,6 +23,7 @@ from rag.wiring.parts import (
     load_reranker,
     open_snapshot,
     open_store,
+    unload_llm,
 )
 from rag.wiring.standing import refuse_other_recipe
 
@@ -158,8 +161,46 @@ def prepare(settings: Settings, progress: Progress = silent) -> None:
     _built(settings, None)
     progress("loading the embedding model", 0, 0)
     retriever(settings, top_k=1).retrieve("warm-up")
-    progress("loading the language model", 0, 0)
-    load_llm(settings, progress).complete("Hello", formatted=True, max_tokens=1)
+    _warm_up(settings, progress)
+
+
+def switch_llm(settings: Settings, model: str, progress: Progress = silent) -> Settings:
+    """Unload the language model and load another; return the settings that name it.
+
+    Engines of before keep the old model until they are let go of: let go of them first.
+
+    Args:
+        settings: They name the model that is loaded.
+        model: What `llm.model` is to be.
+        progress: Told what is loaded.
+
+    Raises:
+        RagError: it cannot be loaded; the one before is loaded again.
+    """
+    changed = with_llm(settings, model)
+    unload_llm()
+    try:
+        _warm_up(changed, progress)
+    except BaseException as e:
+        traceback.clear_frames(e.__traceback__)  # they hold what was loaded of it
+        unload_llm()
+        _warm_up(settings, progress)
+        raise
+    return changed
+
+
+def with_llm(settings: Settings, model: str) -> Settings:
+    """Return the settings with another language model."""
+    llm = settings.llm.model_copy(update={"model": model})
+    return settings.model_copy(update={"llm": llm})
+
+
+def _warm_up(settings: Settings, progress: Progress) -> None:
+    """Load the language model, and let it read what every prompt begins with."""
+    name = Path(settings.llm.model).name  # no path of this machine
+    progress(f"loading the language model {name}", 0, 0)
+    load_llm(settings, progress)  # the turns load it too, but tell no progress
+    _turns(settings, None, None).warm_up()
 
 
 def _turns(settings: Settings, filters: MetadataFilters | None, version: int | None) -> Turns:
@@ -168,7 +209,7 @@ def _turns(settings: Settings, filters: MetadataFilters | None, version: int | N
     store, state = _built(settings, version)
     found = _retriever_over(store, settings, filters)
     model = load_llm(settings)
-    entry = LLM_MODELS.get(settings.llm.model)
+    entry = LLM_MODELS.get(model.metadata.model_name)  # a server may have another than named
     trusted = _LOCAL_N_PASSAGES["chat" if model.metadata.is_chat_model else "completion"]
     options = TurnOptions(
         persona=settings.chat.persona,

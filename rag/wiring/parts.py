@@ -8,33 +8,41 @@ the web chat do not wait for them.
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import json
 import os
 import re
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from rag.catalogue import EMBEDDING_MODELS, LLM_MODELS
-from rag.errors import SettingsError
+from rag.errors import ModelError, SettingsError
 from rag.progress import Progress, silent
 from rag.settings import Settings
 
 if TYPE_CHECKING:
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+
     from rag import mirror
-    from rag.embedding import E5Embedding
     from rag.index import Index
-    from rag.llm.gguf import GgufLLM
+    from rag.llm.local.gguf import GgufLLM
+    from rag.llm.remote.server import ServerLLM
     from rag.reranking import Reranker
     from rag.splitting import Splitter
     from rag.store import NodeStore
     from rag.table import Snapshot
 
 _INDEXES = "data/index"
-_LOCAL_N_CTX = 4096
+_LOCAL_N_CTX = 8192
+_UNLOAD_S = 5.0
+"""What uses a model lets go of it within a token; this is for what does not."""
+_POLL_S = 0.02
 
 T = TypeVar("T")
 _loading = threading.RLock()  # two threads that need a model load it once
@@ -112,15 +120,14 @@ def open_store(settings: Settings) -> NodeStore:
 
 def recipe_of(settings: Settings, progress: Progress = silent) -> mirror.Recipe:
     """Return how passages become vectors; no model is loaded yet."""
-    from rag import weights
     from rag.mirror import Embedder, Recipe
 
-    def model() -> E5Embedding:
+    def model() -> BaseEmbedding:
         progress("loading the embedding model", 0, 0)
         return load_embedding(settings, progress)
 
     return Recipe(
-        embedding=weights.embedding_fingerprint(settings.embedding.model),
+        embedding=embedding_fingerprint(settings),
         dimension=_dimension(settings),
         chunk_tokens=settings.embedding.chunk_tokens,
         chunk_overlap=settings.embedding.chunk_overlap,
@@ -138,19 +145,48 @@ def _dimension(settings: Settings) -> int:
     return int(json.loads(config.read_text())["hidden_size"])
 
 
-def load_embedding(settings: Settings, progress: Progress = silent) -> E5Embedding:
-    """Load the embedding model, once while anything uses it."""
+def embedding_fingerprint(settings: Settings) -> str:
+    """Return what identifies the space of the embeddings, without loading or fetching anything."""
+    from rag import weights
+    from rag.embedding import export
+
+    fingerprint = weights.embedding_fingerprint(settings.embedding.model)
+    # `auto` takes only an engine that keeps to the model's own space
+    return export.space(fingerprint) if settings.embedding.engine == "onnx" else fingerprint
+
+
+def load_embedding(settings: Settings, progress: Progress = silent) -> BaseEmbedding:
+    """Load the embedding model, once while anything uses it.
+
+    Raises:
+        ModelError: its export was made and measured only now, and is a space of its own.
+    """
     from rag import weights
 
     with _loading:
+        expected = embedding_fingerprint(settings)
         folder = weights.embedding_folder(settings.embedding.model, progress=progress)
-        return _embedding_at(folder, settings.embedding.device)
+        found = _embedding_at(folder, settings, progress)
+        if embedding_fingerprint(settings) != expected:
+            raise ModelError(
+                "The embedding model was exported for ONNX Runtime, and embeds too differently for "
+                "an index that torch built. Run `rag sync` to build one of its own, "
+                "or set RAG_EMBEDDING__ENGINE=auto."
+            )
+        return found
 
 
-def _embedding_at(folder: Path, device: str) -> E5Embedding:
-    from rag.embedding import E5Embedding
+def _embedding_at(folder: Path, settings: Settings, progress: Progress) -> BaseEmbedding:
+    from rag import weights
+    from rag.embedding import loading
 
-    return _shared("embedding", (folder, device), lambda: E5Embedding(folder, device=device))
+    engine, device = settings.embedding.engine, settings.embedding.device
+    fingerprint = weights.embedding_fingerprint(settings.embedding.model)
+    return _shared(
+        "embedding",
+        (folder, engine, device),
+        lambda: loading.load(folder, fingerprint, engine=engine, device=device, progress=progress),
+    )
 
 
 def load_reranker(settings: Settings, progress: Progress = silent) -> Reranker | None:
@@ -180,19 +216,26 @@ def load_splitter(settings: Settings) -> Splitter:
     return _shared("splitter", (folder, *sizes), lambda: Splitter(folder, *sizes))
 
 
-def load_llm(settings: Settings, progress: Progress = silent) -> GgufLLM:
-    """Load the language model, once while anything uses it."""
+def load_llm(settings: Settings, progress: Progress = silent) -> GgufLLM | ServerLLM:
+    """Load the language model, or connect to its server, once while anything uses it."""
     from rag import weights
+    from rag.llm.local.sizing import Gpu
 
     entry = LLM_MODELS.get(settings.llm.model)
     with _loading:
+        if settings.llm.base_url is not None:
+            return _server_llm(settings)
         return _llm_at(
             weights.gguf_file(settings.llm.model, progress=progress),
             name=settings.llm.model,
             prompt_format=entry.prompt_format if entry else None,
-            n_ctx=settings.llm.n_ctx or (entry.n_ctx if entry else _LOCAL_N_CTX),
-            n_gpu_layers=settings.llm.n_gpu_layers,
+            chat_family=entry.chat_template if entry else None,
+            n_ctx=settings.llm.n_ctx,
+            usual_n_ctx=entry.n_ctx if entry else _LOCAL_N_CTX,
             n_threads=settings.llm.n_threads,
+            gpu=Gpu(settings.llm.n_gpu_layers, settings.llm.main_gpu, settings.llm.tensor_split),
+            cache_mb=settings.llm.cache_mb,
+            prompt_lookup=settings.llm.prompt_lookup,
             max_tokens=settings.llm.max_tokens,
             temperature=settings.llm.temperature,
             seed=settings.llm.seed,
@@ -200,10 +243,34 @@ def load_llm(settings: Settings, progress: Progress = silent) -> GgufLLM:
 
 
 def _llm_at(path: Path, **options: Any) -> GgufLLM:
-    from rag.llm.gguf import GgufLLM
+    from rag.llm.local.gguf import GgufLLM
 
     key = (path, *sorted(options.items()))
     return _shared("llm", key, lambda: GgufLLM(path, **options))
+
+
+def _server_llm(settings: Settings) -> ServerLLM:
+    from rag.llm.remote.server import ServerLLM
+
+    chosen = settings.llm
+    assert chosen.base_url is not None
+    entry = LLM_MODELS.get(chosen.model)
+    url, key = chosen.base_url, chosen.api_key
+    options: dict[str, Any] = {
+        "model": chosen.model,
+        "prompt_format": entry.prompt_format if entry else None,
+        "n_ctx": chosen.n_ctx,
+        "max_concurrent": chosen.max_concurrent,
+        "timeout_s": chosen.timeout_s,
+        "max_tokens": chosen.max_tokens,
+        "temperature": chosen.temperature,
+        "seed": chosen.seed,
+    }
+
+    def connect() -> ServerLLM:
+        return ServerLLM(url, api_key=key.get_secret_value() if key else None, **options)
+
+    return _shared("llm", (url, key, *sorted(options.items())), connect)
 
 
 def _shared(kind: str, key: tuple[object, ...], load: Callable[[], T]) -> T:
@@ -213,3 +280,22 @@ def _shared(kind: str, key: tuple[object, ...], load: Callable[[], T]) -> T:
         found = _models[(kind, *key)] = load()
     _kept[kind] = found
     return cast(T, found)
+
+
+def unload_llm() -> bool:
+    """Let go of the language model and wait for its memory; return whether that is free.
+
+    It is not while somebody still uses the model: who does is told nothing and goes on.
+    """
+    with _loading:
+        llm = _kept.pop("llm", None)
+        if llm is None:
+            return True
+        # the engine's thread frees llama.cpp's model a moment later than ours; a server has none
+        model = weakref.ref(getattr(llm, "_model", llm))
+        del llm
+        deadline = time.monotonic() + _UNLOAD_S
+        while model() is not None and time.monotonic() < deadline:
+            gc.collect()  # LlamaIndex's objects refer to each other
+            time.sleep(_POLL_S)
+        return model() is None

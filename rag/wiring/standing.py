@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rag.errors import IndexMismatch, IndexNotBuilt, RagError
 from rag.settings import Settings
 from rag.wiring.parts import (
+    embedding_fingerprint,
     index_options,
     index_uri,
     open_index,
@@ -125,8 +126,6 @@ def refuse_other_recipe(settings: Settings, state: IndexState | None) -> None:
         IndexNotBuilt: there is none.
         IndexMismatch: something differs; its text says what, and how far a build is.
     """
-    from rag import weights
-
     if state is None:
         raise IndexNotBuilt(index_uri(settings), progress=_progress_of_build(settings))
     for what, built, wanted in (
@@ -135,7 +134,7 @@ def refuse_other_recipe(settings: Settings, state: IndexState | None) -> None:
         (
             "embedding model",
             state.embedding,
-            weights.embedding_fingerprint(settings.embedding.model),
+            embedding_fingerprint(settings),
         ),
         ("embedding.chunk_tokens", state.chunk_tokens, settings.embedding.chunk_tokens),
         ("embedding.chunk_overlap", state.chunk_overlap, settings.embedding.chunk_overlap),

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import llama_cpp
-from llama_cpp import Llama
+from llama_cpp import Llama, llama_chat_format
 
 from rag.errors import ModelError
 
@@ -31,11 +31,29 @@ def loading() -> Iterator[Sequence[str]]:
     llama-cpp-python swaps the process's stdout and stderr while it loads: two loads at once could
     leave them swapped for good. Its own log callback lets some warnings through, so ours takes
     every line to `logging` at DEBUG, for good and for the whole process.
+
+    llama-cpp-python also compiles the file's chat template, which is hostile input: Jinja works out
+    constants as it compiles (`{{ 'x' * 400000000 }}` took 1.6 GB). `template` does that guardedly.
     """
     with _loading:
         _errors.clear()
         llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
-        yield _errors
+        compiling = llama_chat_format.Jinja2ChatFormatter
+        llama_chat_format.Jinja2ChatFormatter = _NoFormatter
+        try:
+            yield _errors
+        finally:
+            llama_chat_format.Jinja2ChatFormatter = compiling
+
+
+class _NoFormatter:
+    """Stands in for llama-cpp-python's chat template, which is never used."""
+
+    def __init__(self, **_: object) -> None:
+        pass
+
+    def to_chat_handler(self) -> None:
+        return None
 
 
 def check_file(path: Path) -> None:

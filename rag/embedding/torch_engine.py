@@ -1,7 +1,6 @@
-"""E5 in process: texts in, unit vectors out, always with the right prefix and never cut.
+"""E5 on PyTorch, through LlamaIndex's `HuggingFaceEmbedding`.
 
-Knows LlamaIndex's `HuggingFaceEmbedding` and torch, whose import takes 5 to 13 seconds: import
-this room late, in a thread. Does not know where the model folder came from (`weights`).
+Knows torch, whose import takes 5 to 13 seconds: import this module late, in a thread.
 """
 
 from __future__ import annotations
@@ -15,22 +14,18 @@ from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 from safetensors import SafetensorError
 
 from rag.devices import chosen_device, no_loading_bar
-from rag.errors import ModelError, QuestionError, WeightsNotFound
+from rag.embedding import e5
+from rag.errors import WeightsNotFound
 from rag.splitting import PASSAGE_PREFIX, encodable, window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from io import BytesIO
     from pathlib import Path
-
-QUERY_PREFIX = "query: "
-"""What E5 was trained to see before a question. Source: the model card."""
 
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 """Tokens in a batch, padding included. A CPU is as fast with 512 as with 2048, and a question
 waits for the batch before it."""
-_TEXTS_AT_ONCE = 256
-"""Texts that LlamaIndex hands over in one call, to be sorted by length within."""
 
 
 class E5Embedding(HuggingFaceEmbedding):
@@ -57,10 +52,10 @@ class E5Embedding(HuggingFaceEmbedding):
                 super().__init__(
                     model_name=str(folder),
                     max_length=window(folder),
-                    query_instruction=QUERY_PREFIX,
+                    query_instruction=e5.QUERY_PREFIX,
                     text_instruction=PASSAGE_PREFIX,
                     normalize=True,
-                    embed_batch_size=_TEXTS_AT_ONCE,
+                    embed_batch_size=e5.TEXTS_AT_ONCE,
                     cache_folder=str(folder),  # else LlamaIndex makes a folder of its own in $HOME
                     device=chosen_device(device),
                     local_files_only=True,
@@ -84,21 +79,19 @@ class E5Embedding(HuggingFaceEmbedding):
 
     def n_tokens(self, text: str, input_type: Literal["query", "document"]) -> int:
         """Return how many tokens of the window a text takes, prefix and special tokens included."""
-        prefix = QUERY_PREFIX if input_type == "query" else PASSAGE_PREFIX
+        prefix = e5.prefix("query" if input_type == "query" else "text")
         return self._counts([prefix + encodable(text)])[0]
 
     def _embed(
         self, inputs: Sequence[str | BytesIO], prompt_name: str | None = None
     ) -> list[list[float]]:
         # the one place where all of LlamaIndex's ways in meet, sync and async
-        texts = [encodable(text) for text in inputs if isinstance(text, str)]
-        if prompt_name is None or len(texts) < len(inputs):
-            raise ModelError("The embedding model reads text only, no images.")
-        prefix = QUERY_PREFIX if prompt_name == "query" else PASSAGE_PREFIX
-        counts = self._counts([prefix + text for text in texts])
-        self._refuse_too_long(counts, is_question=prompt_name == "query")
+        texts = e5.readable(inputs, prompt_name)
+        prompt: e5.Prompt = "query" if prompt_name == "query" else "text"
+        counts = self._counts([e5.prefix(prompt) + text for text in texts])
+        e5.refuse_too_long(counts, window=self.max_length, prompt=prompt)
         embeddings: list[list[float]] = [[]] * len(texts)
-        for batch in token_batches(
+        for batch in e5.token_batches(
             counts, max_tokens=_BATCH_TOKENS[torch.device(self._device).type]
         ):
             # one batch under the lock, not all: a question slips in between two of a long sync
@@ -106,7 +99,7 @@ class E5Embedding(HuggingFaceEmbedding):
                 found = self._model.encode(
                     [texts[i] for i in batch],
                     batch_size=len(batch),
-                    prompt_name=prompt_name,
+                    prompt_name=prompt,
                     normalize_embeddings=self.normalize,
                     show_progress_bar=False,
                 )
@@ -121,35 +114,3 @@ class E5Embedding(HuggingFaceEmbedding):
             tokenizer.no_truncation()
             tokenizer.no_padding()
             return [len(encoding) for encoding in tokenizer.encode_batch_fast(prefixed)]
-
-    def _refuse_too_long(self, counts: Sequence[int], *, is_question: bool) -> None:
-        longest = max(counts, default=0)
-        if longest <= self.max_length:
-            return
-        if is_question:
-            raise QuestionError(
-                f"The question has {longest} tokens; the embedding model reads at most "
-                f"{self.max_length}. Ask it more briefly."
-            )
-        raise ModelError(
-            f"A passage has {longest} tokens; the embedding model reads at most "
-            f"{self.max_length}. Split it with `rag.splitting` first."
-        )
-
-
-def token_batches(counts: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:
-    """Yield the positions of texts in batches of similar length.
-
-    Args:
-        counts: Tokens of each text.
-        max_tokens: Of a batch, when all its texts are padded to its longest. A text that has
-            more is a batch of its own.
-    """
-    batch: list[int] = []
-    for i in sorted(range(len(counts)), key=counts.__getitem__):
-        if batch and (len(batch) + 1) * counts[i] > max_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
