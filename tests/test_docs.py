@@ -31,6 +31,9 @@ RUN_ELSEWHERE = {
     "rag chat": "tests/test_cli.py",
     "rag sync --follow --every 30s": "tests/test_sync_command.py",
     "chainlit run app.py": "tests/test_browser.py",
+    "rag models pull gemma-3-4b-it": "tests/test_models.py, with a small file on loopback",
+    "pip install '.[server]'": "the environment that runs this test",
+    "rag serve-model --parallel 8": "tests/test_serving.py",
 }
 
 
@@ -111,7 +114,7 @@ def test_every_error_is_drawn_in_the_tree() -> None:
 def test_every_command_of_the_readme_is_known_to_a_test() -> None:
     commands = [line for block in fences("bash") for line in block.strip().splitlines()]
     assert len(commands) > 8
-    run_here = {line for block in fences("bash")[2:6] for line in block.strip().splitlines()}
+    run_here = {line for block in fences("bash")[2:7] for line in block.strip().splitlines()}
     for command in commands:
         known = command in RUN_ELSEWHERE or command.startswith("export RAG_") or command in run_here
         assert known, command
@@ -131,6 +134,18 @@ def test_the_commands_of_the_readme_run(in_shop: Path) -> None:
         subprocess.run(line, shell=True, check=True, env=environment, capture_output=True)
         ran += 1
     assert ran >= 5
+
+
+def test_the_commands_for_other_models_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ran = [line for line in fences("bash")[6].strip().splitlines() if line not in RUN_ELSEWHERE]
+    assert len(ran) == 2
+    for line in ran:
+        subprocess.run(line, shell=True, check=True, env=environment, capture_output=True)
+    assert 'model = "gemma-3-4b-it"' in (tmp_path / "rag.toml").read_text()
 
 
 @pytest.mark.model
