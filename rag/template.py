@@ -23,6 +23,8 @@ import pyarrow as pa
 from rag.errors import SettingsError
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[^{}]+|[{}]")
+_VISIBLE = r"[^\s\x1c-\x1f]"
+"""What is no white space; the four separators of ASCII are some to Python and none to Unicode."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,8 @@ class Template:
 
     def is_blank(self, schema: Mapping[str, pl.DataType]) -> pl.Expr:
         """Return the expression of whether all its columns are null or white space."""
-        return pl.all_horizontal(
-            [
-                text_of(c, schema[c]).fill_null("").str.strip_chars().str.len_bytes() == 0
-                for c in self.columns
-            ]
+        return ~pl.any_horizontal(
+            [text_of(c, schema[c]).fill_null("").str.contains(_VISIBLE) for c in self.columns]
         )
 
 

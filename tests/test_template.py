@@ -88,7 +88,7 @@ def test_what_reads_alike_hashes_apart() -> None:
 
 
 def test_a_row_is_blank_when_all_its_columns_are() -> None:
-    frame = pl.DataFrame({"a": ["x", None, "  ", ""], "b": [None, "y", None, "\n"]})
+    frame = pl.DataFrame({"a": ["x", None, "  \u3000", "\x1e"], "b": [None, "y", None, "\n"]})
     template = Template.parse("{a} and {b}")
     blank = frame.select(template.is_blank(frame.schema)).to_series().to_list()
     assert blank == [False, False, True, True]
