@@ -174,7 +174,7 @@ class _Clock:
         self._began = time.monotonic()
         self._first: float | None = None
         self._queue_s = self.rewrite_s = 0.0
-        self._answer = Timings()
+        self._calls: list[Timings] = []
 
     @property
     def now(self) -> float:
@@ -186,13 +186,14 @@ class _Clock:
         self._first = self._first or self.now
 
     def called(self, timings: Timings) -> None:
-        """Add a call of the model; the last one is the answer's."""
+        """Add a call of the model."""
         self._queue_s += timings.queue_s
-        self._answer = timings
+        self._calls.append(timings)
 
-    def read(self, *, retrieval_s: float) -> TurnTimings:
-        """Return what the turn has taken."""
-        answer, rate = self._answer, None
+    def read(self, *, retrieval_s: float, is_answered: bool = True) -> TurnTimings:
+        """Return what the turn has taken; the last call of the model is the answer's."""
+        answer = self._calls[-1] if self._calls and is_answered else Timings()
+        rate = None
         if answer.n_tokens and answer.decode_s:
             rate = (answer.n_tokens - 1) / answer.decode_s
         return TurnTimings(
@@ -280,7 +281,7 @@ class Turns:
             yield Answering([], refused=True)
             text = refusal(hits)
             yield Token(text)
-            timings = clock.read(retrieval_s=search.seconds)
+            timings = clock.read(retrieval_s=search.seconds, is_answered=False)
             yield Done(text, True, [], [], version, timings=timings)
             return
         sources = hits[: self._options.n_passages]

@@ -80,16 +80,21 @@ class TableChatStream(StreamingAgentChatResponse):
     atexts: AsyncGenerator[str, None] | None = None
     events: Generator[Event, None, None] | None = None
     aevents: AsyncGenerator[Event, None] | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def close(self) -> None:
-        """Stop the model, also when nothing was read yet."""
+        """Stop the model, also when nothing was read yet, or while another thread is reading."""
+        self.stop.set()
         if self.events is not None:
-            self.events.close()
+            with contextlib.suppress(ValueError):  # it is being read, and ends by `stop`
+                self.events.close()
 
     async def aclose(self) -> None:
-        """Stop the model, also when nothing was read yet."""
+        """Stop the model, also when nothing was read yet, or while another task is reading."""
+        self.stop.set()
         if self.aevents is not None:
-            await self.aevents.aclose()
+            with contextlib.suppress(RuntimeError):  # it is being read, and ends by `stop`
+                await self.aevents.aclose()
 
     @property
     def response_gen(self) -> Generator[str, None, None]:
@@ -157,15 +162,19 @@ class TableChatEngine(BaseChatEngine):
             self._history = list(chat_history)
             self._generation += 1
 
-    def events(self, question: str) -> Generator[Event, None, None]:
-        """Yield the events of a turn as they happen; closing it stops the model."""
+    def events(
+        self, question: str, stop: threading.Event | None = None
+    ) -> Generator[Event, None, None]:
+        """Yield the events of a turn as they happen; closing it, or `stop`, stops the model."""
         generation = self._generation
-        return run_ahead(lambda stop: self._run(question, generation, stop))
+        return run_ahead(lambda stop: self._run(question, generation, stop), stop)
 
-    def aevents(self, question: str) -> AsyncGenerator[Event, None]:
+    def aevents(
+        self, question: str, stop: threading.Event | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Do as `events`, for an event loop."""
         generation = self._generation
-        return in_thread(lambda stop: self._run(question, generation, stop))
+        return in_thread(lambda stop: self._run(question, generation, stop), stop)
 
     def chat(
         self, message: str, chat_history: list[ChatMessage] | None = None
@@ -182,7 +191,8 @@ class TableChatEngine(BaseChatEngine):
         """Answer as a stream; `chat_history` replaces what is remembered."""
         if chat_history is not None:
             self.recall(chat_history)
-        events = self.events(message)
+        stop = threading.Event()
+        events = self.events(message, stop)
         sources = _until_answering(events)
         facts: dict[str, Any] = {}
         return TableChatStream(
@@ -190,6 +200,7 @@ class TableChatEngine(BaseChatEngine):
             metadata=facts,
             texts=_texts(events, facts),
             events=events,
+            stop=stop,
         )
 
     async def achat(
@@ -209,7 +220,8 @@ class TableChatEngine(BaseChatEngine):
         """Do as `stream_chat`, without holding the event loop."""
         if chat_history is not None:
             self.recall(chat_history)
-        events = self.aevents(message)
+        stop = threading.Event()
+        events = self.aevents(message, stop)
         sources = await _auntil_answering(events)
         facts: dict[str, Any] = {}
         return TableChatStream(
@@ -217,6 +229,7 @@ class TableChatEngine(BaseChatEngine):
             metadata=facts,
             atexts=_atexts(events, facts),
             aevents=events,
+            stop=stop,
         )
 
     def _run(

@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     SecretStr,
     ValidationError,
     model_validator,
@@ -147,20 +148,20 @@ class LlmSettings(_Group):
     """Seconds without a byte from the server after which a call fails."""
     max_concurrent: int = Field(8, ge=1)
     """Calls to the server at once; more of them queue here."""
-    n_ctx: int | None = Field(None, ge=512)
+    n_ctx: int | None = Field(None, ge=512, le=1 << 24)
     """Context window in tokens. Unset: the catalogue's, or what the model and the memory allow."""
-    n_gpu_layers: int = Field(-1, ge=-1)
+    n_gpu_layers: int = Field(-1, ge=-1, le=10_000)
     """Layers on the GPU; -1 is all of them. A CPU build ignores it."""
-    main_gpu: int = Field(0, ge=0)
+    main_gpu: int = Field(0, ge=0, le=15)
     """Of several GPUs, the one that holds what is not split."""
-    tensor_split: tuple[float, ...] | None = None
+    tensor_split: tuple[NonNegativeFloat, ...] | None = Field(None, min_length=1, max_length=16)
     """Share of the model for each GPU, as a JSON list. Unset: by their memory."""
     cache_mb: int = Field(512, ge=0)
     """Memory for what the model has read of conversations that it may go on with, in MB."""
     prompt_lookup: Literal["auto", "on", "off"] = "auto"
     """Guesses the next words from the prompt, checked by the model; `auto` measures whether it
     pays."""
-    n_threads: int | None = Field(None, ge=1)
+    n_threads: int | None = Field(None, ge=1, le=512)
     """CPU threads. Unset: one for each physical core."""
     n_passages: int | None = Field(None, ge=1, le=20)
     """Passages put into the prompt. Unset: as many as the catalogue says the model handles."""
@@ -292,5 +293,6 @@ def _first_mistake(error: ErrorDetails) -> SettingsError:
     if error["type"] == "extra_forbidden":
         known = {f"{group}.{leaf}" for group, leaf, _, _ in leaves()} | set(Settings.model_fields)
         return SettingsError.unknown(name, known, where=f"An argument or {Path(_TOML)}")
-    shown = "a secret value" if "storage_options" in path else repr(error["input"])
+    is_secret = not {"storage_options", "api_key", "base_url"}.isdisjoint(path)
+    shown = "a secret value" if is_secret else repr(error["input"])
     return SettingsError(f"Setting {name!r} is {shown}: {error['msg'].lower()}.")

@@ -34,13 +34,14 @@ class _Item(Generic[T]):
     value: T
 
 
-def run_ahead(make: Make[T]) -> Generator[T, None, None]:
+def run_ahead(make: Make[T], stop: threading.Event | None = None) -> Generator[T, None, None]:
     """Yield what `make(stop)` yields, running it ahead in a thread.
 
-    Its exception is raised here. Close the generator to stop the thread at its next item.
+    Its exception is raised here. Close the generator to stop the thread at its next item; set
+    `stop` to do so while another thread is reading, where a generator cannot be closed.
     """
     items: queue.SimpleQueue[_Item[T] | _End] = queue.SimpleQueue()
-    stop, thread = _start(make, items.put)
+    stop, thread = _start(make, items.put, stop or threading.Event())
     try:
         while True:
             item = items.get()
@@ -55,7 +56,7 @@ def run_ahead(make: Make[T]) -> Generator[T, None, None]:
         thread.join(_JOIN_S)
 
 
-async def in_thread(make: Make[T]) -> AsyncGenerator[T, None]:
+async def in_thread(make: Make[T], stop: threading.Event | None = None) -> AsyncGenerator[T, None]:
     """Do as `run_ahead` for an event loop, without ever holding it.
 
     Use `contextlib.aclosing`, so that a reader who leaves early stops the thread at once.
@@ -68,7 +69,7 @@ async def in_thread(make: Make[T]) -> AsyncGenerator[T, None]:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(items.put_nowait, item)
 
-    stop, thread = _start(make, put)
+    stop, thread = _start(make, put, stop or threading.Event())
     try:
         while True:
             item = await items.get()
@@ -83,10 +84,8 @@ async def in_thread(make: Make[T]) -> AsyncGenerator[T, None]:
 
 
 def _start(
-    make: Make[T], put: Callable[[_Item[T] | _End], None]
+    make: Make[T], put: Callable[[_Item[T] | _End], None], stop: threading.Event
 ) -> tuple[threading.Event, threading.Thread]:
-    stop = threading.Event()
-
     def work() -> None:
         error: BaseException | None = None
         try:

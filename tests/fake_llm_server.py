@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -27,6 +28,8 @@ class FakeLlmServer:
 
     answer: Callable[[Handler], None] = lambda handler: handler.stream(["Hello", " world"])
     models: Iterable[str] = ("only",)
+    answer_other: Callable[[Handler], None] | None = None
+    """What any other request gets, in place of a list of models and of 404."""
     key: str | None = None
     requests: list[Request] = field(default_factory=list)
     n_left: int = 0
@@ -79,6 +82,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._note(None)
+        if self.server_of.answer_other:
+            return self.server_of.answer_other(self)
         if self.server_of.key and self.headers["Authorization"] != f"Bearer {self.server_of.key}":
             return self.send(
                 401, {"error": {"message": f"Bad key {self.headers['Authorization']}"}}
@@ -90,6 +95,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._note(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         if not self.path.endswith("completions"):
+            if self.server_of.answer_other:
+                return self.server_of.answer_other(self)
             return self.send(404, {"detail": "Not Found"})
         return self.server_of.answer(self)
 
@@ -137,6 +144,15 @@ class Handler(BaseHTTPRequestHandler):
         """Close the connection in the middle of whatever it is."""
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
+
+    def repeat(self, data: bytes, every_s: float = 0.0) -> None:
+        """Send the same again and again until the client closes the connection."""
+        gone = threading.Event()
+        with contextlib.suppress(OSError):
+            while not gone.wait(every_s):
+                self.raw(data)
+        self.server_of.n_left += 1
+        self.close_connection = True
 
     def wait_until_gone(self) -> None:
         """Say nothing until the client closes the connection."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -385,3 +387,33 @@ def test_a_long_table_row_never_overflows_the_prompt(shop: Shop) -> None:
 
 
 Script = Callable[[str], str]
+
+
+def test_a_stream_is_stopped_while_another_thread_reads_it(shop: Shop) -> None:
+    reading = threading.Event()
+
+    def slow(_prompt: str) -> str:
+        reading.set()
+        return "word " * 20_000
+
+    stream = shop.chat(slow).stream_chat("What hunts a werewolf?")
+    got: list[str] = []
+    thread = threading.Thread(target=lambda: got.extend(stream.response_gen))
+    thread.start()
+    assert reading.wait(30)
+    stream.close()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert len("".join(got).split()) < 20_000
+
+
+async def test_an_async_stream_is_stopped_while_another_task_reads_it(shop: Shop) -> None:
+    stream = await shop.chat(lambda _: "word " * 20_000).astream_chat("What hunts a werewolf?")
+
+    async def read() -> list[str]:
+        return [text async for text in stream.async_response_gen()]
+
+    reading = asyncio.create_task(read())
+    await asyncio.sleep(0)
+    await stream.aclose()
+    assert len("".join(await reading).split()) < 20_000

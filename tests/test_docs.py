@@ -136,9 +136,7 @@ def test_the_commands_of_the_readme_run(in_shop: Path) -> None:
     assert ran >= 5
 
 
-def test_the_commands_for_other_models_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands_for_other_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     ran = [line for line in fences("bash")[6].strip().splitlines() if line not in RUN_ELSEWHERE]

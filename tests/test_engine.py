@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import random
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 import weakref
@@ -21,9 +25,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cpp import Llama
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
-from tiny_gguf import write_gguf
+from tiny_gguf import TinyModel, write_gguf
 
-from rag.errors import ModelError
+from rag.errors import ModelError, WeightsError
 from rag.llm.call import Caller, Timings, Waiting
 from rag.llm.local.context import Context, Sampler, State
 from rag.llm.local.conversations import Conversations
@@ -33,7 +37,7 @@ from rag.llm.local.sizing import Gpu, Size, sized
 from rag.llm.queue import FairQueue, Ticket
 from rag.prompt import completion_prompt
 from rag.weights import gguf_file
-from rag.weights.gguf import network
+from rag.weights.gguf import check, network
 
 
 def user(text: str) -> ChatMessage:
@@ -169,18 +173,22 @@ def test_the_state_that_knows_most_is_taken() -> None:
 
 
 def test_a_guess_is_what_followed_the_same_words() -> None:
-    lookup = Lookup([5, 6, 7, 8, 9, 1, 5], n_ctx=20, cost=1.0)
+    lookup = Lookup([5, 6, 7, 8, 9, 1, 5], cost=1.0)
     lookup.said(6)
     assert lookup.draft(n_most=10) == [7, 8, 9]
     assert lookup.draft(n_most=1) == [7]
     assert lookup.draft(n_most=0) == []
+    assert Lookup([1, 2, 3, 1, 2, 4, 1, 2], cost=1.0).draft(n_most=1) == [4], (
+        "the last place counts"
+    )
+    assert Lookup([5], cost=1.0).draft(n_most=1) == []
     lookup.said(99)
     assert lookup.draft(n_most=10) == []
 
 
 def test_right_guesses_grow_and_wrong_ones_end() -> None:
     prompt = [*range(100), 0]
-    lookup = Lookup(prompt, n_ctx=300, cost=2.0)
+    lookup = Lookup(prompt, cost=2.0)
     lookup.said(1)
     assert len(lookup.draft(n_most=50)) == N_DRAFT
     lookup.judge(N_DRAFT, N_DRAFT)
@@ -193,7 +201,7 @@ def test_right_guesses_grow_and_wrong_ones_end() -> None:
     for _ in range(100):
         lookup.draft(n_most=50)
     assert lookup.draft(n_most=50), "until it is tried again"
-    assert Lookup(prompt, n_ctx=300, cost=9.0).draft(n_most=50) == []
+    assert Lookup(prompt, cost=9.0).draft(n_most=50) == []
 
 
 # --- the real models ---
@@ -318,8 +326,9 @@ def test_guessing_changes_no_answer_but_at_a_near_tie(
     expected = plain.complete(prompt, formatted=True, max_tokens=40)
     assert timings(expected).n_drafted == 0
     if guessed.text != expected.text:
-        n_alike = len([None for a, b in zip(guessed.text, expected.text, strict=False) if a == b])
-        assert gap(plain, prompt + expected.text[:n_alike]) < 0.5
+        alike = f"{prompt} {os.path.commonprefix([guessed.text, expected.text])}"
+        # a word's first letters and the blank before it belong to the token that differs
+        assert gap(plain, alike[: alike.rfind(" ")]) < 0.5
 
 
 def gap(model: GgufLLM, prompt: str) -> float:
@@ -524,3 +533,91 @@ def test_memory_does_not_grow_with_the_turns(talker: GgufLLM) -> None:
 @pytest.mark.model
 def test_memory_after_500_turns_is_that_after_50(talker: GgufLLM) -> None:
     assert rss_growth(talker, n_first=50, n_all=500) < 0.05
+
+
+def run_alone(script: str) -> subprocess.CompletedProcess[str]:
+    head = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
+    return subprocess.run(
+        [sys.executable, "-c", head + textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_process_ends_while_threads_still_count_and_answer() -> None:
+    ended = run_alone(
+        """
+        import threading, time
+        from pathlib import Path
+        from fakes import smollm2_file
+        from rag.llm.local.gguf import GgufLLM
+
+        llm = GgufLLM(smollm2_file(), name="x", n_ctx=512, prompt_lookup="off")
+
+        def count():
+            while True:
+                llm.n_tokens("the red fox " * 2000)
+
+        def answer():
+            for _ in llm.stream_complete("the red fox", max_tokens=500):
+                pass
+
+        for work in (count, count, answer):
+            threading.Thread(target=work, daemon=True).start()
+        time.sleep(0.5)
+        """
+    )
+    assert ended.returncode == 0, ended.stderr[-500:]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_process_is_told_that_it_has_no_model() -> None:
+    ended = run_alone(
+        """
+        import os, warnings
+        from fakes import smollm2_file
+        from rag.errors import ModelError, WeightsError
+        from rag.llm.local.gguf import GgufLLM
+
+        llm = GgufLLM(smollm2_file(), name="x", n_ctx=512, prompt_lookup="off")
+        llm.complete("a", max_tokens=1)
+        warnings.simplefilter("ignore")
+        pid = os.fork()
+        if pid == 0:
+            try:
+                llm.complete("a", max_tokens=1)
+            except ModelError as e:
+                os._exit(7 if "forked" in str(e) else 8)
+            os._exit(9)
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        """
+    )
+    assert ended.returncode == 7, ended.stderr[-500:]
+
+
+def test_a_collection_inside_the_runners_lock_does_not_lock_up(tmp_path: Path) -> None:
+    word = "go"
+    path = TinyModel([word], {259: [259]}).write(tmp_path / "tiny.gguf")
+    llm = GgufLLM(path, name="tiny", n_ctx=512, n_threads=1, prompt_lookup="off")
+    first, second = (llm.stream_complete(word, max_tokens=300) for _ in range(2))
+    next(first)
+    runner = llm._engine._runner
+    with runner._lock:  # what a garbage collection does to an abandoned stream, at any point
+        first.close()
+    second.close()
+    assert llm.complete(word, max_tokens=3).text
+
+
+def test_a_file_of_nonsense_is_refused_or_read_but_never_a_traceback(tmp_path: Path) -> None:
+    whole = TinyModel(["go"], {}).write(tmp_path / "whole.gguf").read_bytes()
+    dice = random.Random(4)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(dice.randint(1, 8)):
+            damaged[dice.randrange(4, 400)] = dice.choice((0, 1, 0x7F, 0xFF, dice.randrange(256)))
+        path = tmp_path / "damaged.gguf"
+        path.write_bytes(damaged)
+        network(path)
+        with contextlib.suppress(WeightsError):
+            check(path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
+import json
 import logging
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from processes import eventually
 
 from rag.errors import ModelError
 from rag.llm.call import Caller
+from rag.llm.remote.connection import Connection
 from rag.llm.remote.content import JOINER, defused, estimated_tokens
 from rag.llm.remote.server import ServerLLM
 
@@ -350,6 +353,173 @@ def test_a_key_is_asked_for_when_the_server_is_met() -> None:
             ServerLLM(server.url, model="only", api_key="two\nlines")
         with connected(server, api_key=SECRET) as llm:
             assert SECRET not in repr(llm) + str(llm.to_dict())
+
+
+# --- answers without an end ---
+
+
+def drips(handler: Handler) -> None:
+    handler.begin("application/json")
+    handler.repeat(b" ", every_s=0.1)
+
+
+def floods(handler: Handler) -> None:
+    handler.begin("application/json")
+    handler.repeat(b" " * 100_000)
+
+
+def nests(handler: Handler) -> None:
+    handler.send(200, "[" * 1_000_000)
+
+
+def compresses(handler: Handler) -> None:
+    zipped = gzip.compress(b" " * 1_000_000)
+    handler.send_response(200)
+    handler.send_header("Content-Encoding", "gzip")
+    handler.send_header("Content-Length", str(len(zipped)))
+    handler.end_headers()
+    handler.wfile.write(zipped)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told", "n_left"),
+    [
+        (drips, "sent no whole answer within 0.5 s", 1),
+        (floods, "sent more than 4,000,000 bytes", 1),
+        (nests, "which is no JSON object", 0),
+        (compresses, "sent a compressed answer", 0),
+        (Handler.wait_until_gone, "was silent for 0.5 s", 1),
+    ],
+)
+def test_what_should_be_short_is_bounded(
+    answer: Callable[[Handler], None], told: str, n_left: int
+) -> None:
+    with FakeLlmServer(answer_other=answer) as server:
+        with pytest.raises(ModelError, match=told):
+            ServerLLM(server.url, model="only", timeout_s=0.5)
+        eventually(lambda: server.n_left == n_left)
+        (request,) = server.requests  # not asked again
+    assert request.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize(("body", "every_s"), [(b" ", 0.1), (b" " * 100_000, 0.0)])
+def test_an_error_without_an_end_is_left(body: bytes, every_s: float) -> None:
+    def answer(handler: Handler) -> None:
+        handler.send_response(500)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.repeat(body, every_s)
+
+    with FakeLlmServer(answer) as server, connected(server, timeout_s=0.5) as llm:
+        with pytest.raises(ModelError, match="sent (no whole answer|more than 4,000,000 bytes)"):
+            llm.chat(HI)
+        eventually(lambda: server.n_left == 1)
+
+
+def test_a_turn_waits_once_for_a_server_that_counts_no_longer() -> None:
+    def counts(handler: Handler) -> None:
+        if handler.path == "/v1/models":
+            return handler.send(200, {"data": [{"id": "only"}]})
+        return handler.send(200, {"tokens": [1, 2, 3]})
+
+    with FakeLlmServer(answer_other=counts) as server, connected(server, timeout_s=0.5) as llm:
+        assert llm.n_tokens("The fox sleeps in the wood.") == 3
+        server.answer_other = drips
+        n_before = len(server.requests)
+        for text in ("one", "two", "three"):
+            assert llm.n_tokens(text) == estimated_tokens(text)
+        assert len(server.requests) == n_before + 1
+        assert llm.n_tokens("The fox sleeps in the wood.") == 3  # remembered
+
+
+def test_lines_are_cut_and_joined_where_the_network_does_not() -> None:
+    def answer(handler: Handler) -> None:
+        handler.begin()
+        sent = b"".join(
+            b"data: %s\n\n" % json.dumps({"choices": [{"delta": {"content": f"{n} "}}]}).encode()
+            for n in range(40)
+        )
+        for at in range(0, len(sent), 7):
+            handler.raw(sent[at : at + 7])
+        handler.raw(b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]')
+        handler.raw(b"")
+
+    assert answered(answer)[-1].message.content == " ".join(map(str, range(40)))
+
+
+def test_a_server_that_is_faster_than_the_reader_waits() -> None:
+    n_sent = 0
+
+    def answer(handler: Handler) -> None:
+        nonlocal n_sent
+        handler.begin()
+        event = b'data: {"choices": [{"delta": {"content": "a"}}], "x": "%s"}\n\n' % (b"x" * 5_000)
+        with contextlib.suppress(OSError):
+            for n_sent in range(20_000):  # noqa: B007 – 100 MB
+                handler.raw(event)
+
+    with FakeLlmServer(answer) as server, connected(server, max_tokens=10_000) as llm:
+        stream = llm.stream_chat(HI)
+        assert next(stream).delta == "a"
+        is_still = False
+        while not is_still:  # until what lies between both is full
+            before = n_sent
+            is_still = threading.Event().wait(0.5) or before == n_sent
+        assert n_sent < 15_000
+        stream.close()
+
+
+# --- closing ---
+
+
+def test_closing_ends_what_waits_and_what_comes_later_with_a_sentence() -> None:
+    with FakeLlmServer() as server, connected(server) as llm:
+        server.answer = Handler.wait_until_gone
+        found: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                llm.chat(HI)
+            except ModelError as e:
+                found.append(e)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        eventually(lambda: server.asked)
+        llm.close()
+        thread.join(30)
+        with pytest.raises(ModelError, match="is closed"):
+            llm.chat(HI)
+    assert "is closed. Ask again." in str(found[0])
+
+
+def test_closing_at_any_moment_leaves_nobody_waiting() -> None:
+    odd: list[BaseException] = []
+
+    def ask(connection: Connection) -> None:
+        try:
+            while True:
+                assert connection.ask("/v1/models") is not None
+        except ModelError as e:
+            if "is closed" not in str(e):
+                odd.append(e)
+        except BaseException as e:
+            odd.append(e)
+
+    with FakeLlmServer() as server:
+        for n in range(60):
+            connection = Connection(server.url, api_key=None, timeout_s=5)
+            threads = [
+                threading.Thread(target=ask, args=(connection,), daemon=True) for _ in range(2)
+            ]
+            for thread in threads:
+                thread.start()
+            threading.Event().wait(n % 10 * 0.002)
+            connection.close()
+            for thread in threads:
+                thread.join(30)
+                assert not thread.is_alive()
+    assert odd == []
 
 
 # --- stopping ---

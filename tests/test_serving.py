@@ -22,9 +22,11 @@ import pytest
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from processes import eventually
 from test_cli import run
+from tiny_gguf import TinyModel
 
 from rag.errors import ModelError
 from rag.llm.call import Caller
+from rag.llm.local.gguf import GgufLLM
 from rag.llm.remote.content import defused
 from rag.llm.remote.server import ServerLLM
 
@@ -245,6 +247,59 @@ def test_a_taken_port_is_told(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"Port {port} of 127.0.0.1 is taken" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 100, "nowhere.invalid", "192.0.2.1"])
+def test_a_host_that_is_not_here_is_told(tmp_path: Path, host: str) -> None:
+    arguments = ("serve-model", "--host", host, "--key", "k")
+    done = run(*arguments, cwd=tmp_path, RAG_LLM__MODEL=smol_path())
+    assert done.returncode == 1
+    assert "is no address of this machine (" in done.stderr
+    assert "--host" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_more_tokens_than_llama_can_count_are_refused(tmp_path: Path) -> None:
+    done = run("serve-model", "--n-ctx", "99999999999", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "512<=x<=16777216" in done.stderr
+    arguments = ("serve-model", "--n-ctx", "16777216", "--parallel", "128", "--port", "0")
+    done = run(*arguments, cwd=tmp_path, RAG_LLM__MODEL=smol_path())
+    assert done.returncode == 1
+    assert "128 answers of 16,777,216 tokens each are 2,147,483,648 in all" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "fields", [{"llama__pooling_type": 1}, {"llama__attention__causal": False}]
+)
+def test_an_embedding_model_is_not_served(tmp_path: Path, fields: dict[str, Any]) -> None:
+    model = TinyModel(["go"], {}, **fields).write(tmp_path / "tiny.gguf")
+    done = run("serve-model", "--port", "0", cwd=tmp_path, RAG_LLM__MODEL=str(model))
+    assert done.returncode == 1
+    assert "tiny.gguf' holds an embedding model ('llama'); answers need one" in done.stderr
+    with pytest.raises(ModelError) as in_process:
+        GgufLLM(model, name="x", n_ctx=512)
+    assert str(in_process.value) in done.stderr
+
+
+def test_what_is_printed_reaches_another_model_than_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "a model" / "tiny.gguf"
+    path.parent.mkdir()
+    go = TinyModel(["go"], {}).word("go")
+    # -1: unspecified, as llama.cpp's own converter may write it
+    TinyModel(["go"], {go: [go]}, llama__pooling_type=-1).write(path)
+    with serving("--n-ctx", "512", cwd=tmp_path, RAG_LLM__MODEL=str(path)) as server:
+        assert server.process.stdout is not None
+        said = server.said + server.process.stdout.readline()
+        lines = "".join(line for line in said.splitlines(keepends=True) if "export" in line)
+        told = subprocess.run(
+            ["sh", "-c", f'{lines}printf %s "$RAG_LLM__MODEL"'], capture_output=True, text=True
+        )
+        assert told.stdout == str(path)
+        llm = ServerLLM(server.url, model=told.stdout, api_key=server.key, max_tokens=3)
+        assert llm.facts.is_as_named
+        assert llm.complete("go").text
+        llm.close()
 
 
 def test_a_file_that_llama_cannot_load_is_told(tmp_path: Path) -> None:

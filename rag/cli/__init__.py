@@ -89,5 +89,7 @@ def settings_() -> None:
         value = getattr(getattr(current, group), name)
         if isinstance(value, dict):
             value = ", ".join(value) or None  # storage options hold secrets: their names only
+        elif name == "base_url" and value:
+            value = wiring.server_name(value)  # a URL may hold some too
         out.print(f"[bold]{variable(group, name)}[/] = {escape(brief(value))}")
         out.print(f"    {escape(description)}")

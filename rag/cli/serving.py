@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import signal
 import sys
 import threading
@@ -21,6 +22,8 @@ from rag.machine import n_physical_cores
 from rag.settings import LlmSettings, Settings
 
 _LOCAL_N_CTX = 4096
+_MOST_N_CTX = 1 << 24
+"""As of the setting."""
 _KEY_BYTES = 24
 
 
@@ -38,7 +41,9 @@ def serve_model(
     ] = None,
     n_ctx: Annotated[
         int | None,
-        typer.Option("--n-ctx", min=512, help="Tokens of each answer with its prompt."),
+        typer.Option(
+            "--n-ctx", min=512, max=_MOST_N_CTX, help="Tokens of each answer with its prompt."
+        ),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's log.")] = False,
 ) -> None:
@@ -88,7 +93,7 @@ def _tell(model: str, server: serving.Server, *, n_parallel: int, is_new_key: bo
     out.print(f"    export RAG_LLM__BASE_URL={escape(server.url)}/v1")
     out.print(f"    export RAG_LLM__API_KEY={escape(shown)}")
     if model != LlmSettings().model:
-        out.print(f"    export RAG_LLM__MODEL={escape(model)}")
+        out.print(f"    export RAG_LLM__MODEL={escape(shlex.quote(model))}")
     sys.stdout.flush()
 
 

@@ -16,12 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from rag.errors import ModelError, SettingsError
+from rag.weights import gguf
 
 _SILENT, _TALKATIVE = -1, 3
 """Verbosity: nothing, and llama.cpp's own default."""
 _N_BATCH = 256
 """Prompt tokens read at once. Answers of other slots go on between two batches: one of llama.cpp's
 own 2,048 tokens would halt them for 9 s on 2 cores (SmolLM2-135M, 220 tokens/s)."""
+
+_MOST_TOKENS = (1 << 31) - 1
+"""Of all slots together: a 32-bit number of llama.cpp's."""
+_NO_POOLING = (0, -1, 0xFFFFFFFF)
+"""None, and unspecified; everything else makes one vector of a text."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,10 @@ def start(serving: Serving) -> Server:
     thread than the main one.
 
     Raises:
-        ModelError: xllamacpp is missing, or it cannot load the model or the memory is too little.
-        SettingsError: the port is taken, or the host is none of this machine's.
+        ModelError: xllamacpp is missing, or the model writes no text, or it cannot be loaded or
+            the memory is too little.
+        SettingsError: the port is taken, the host is none of this machine's, or there are more
+            tokens in all than llama.cpp can count.
     """
     try:
         import xllamacpp  # a second llama.cpp: only in the process that serves
@@ -85,6 +93,8 @@ def start(serving: Serving) -> Server:
             "Serving a model needs the package xllamacpp, which is not installed. "
             "Run `pip install 'delta-table-chat[server]'`, or `pip install xllamacpp`."
         ) from e
+    _refuse_vectors(serving.path)
+    _refuse_too_many(serving)
     _refuse_taken(serving.host, serving.port)
     try:
         native = xllamacpp.Server(_params(xllamacpp, serving))
@@ -144,6 +154,33 @@ def _params(xllamacpp: Any, serving: Serving) -> Any:
     return params
 
 
+def _refuse_vectors(path: Path) -> None:
+    """Refuse what the native server would serve and no question could be asked of.
+
+    The rule and the sentence are those of `rag.llm.local.loading.check_generates`, which has a
+    loaded model to ask; that module belongs to another llama.cpp than the one of this process.
+    """
+    said = gguf.fields(path)
+    architecture = said.get("general.architecture", "")
+    if (
+        said.get(f"{architecture}.attention.causal") is False
+        or said.get(f"{architecture}.pooling_type", 0) not in _NO_POOLING
+    ):
+        raise ModelError(
+            f"Model file {str(path)!r} holds an embedding model ({architecture!r}); "
+            "answers need one that generates text."
+        )
+
+
+def _refuse_too_many(serving: Serving) -> None:
+    n_tokens = serving.n_parallel * serving.n_ctx
+    if n_tokens > _MOST_TOKENS:
+        raise SettingsError(
+            f"{serving.n_parallel} answers of {serving.n_ctx:,} tokens each are {n_tokens:,} in "
+            f"all; llama.cpp counts to {_MOST_TOKENS:,}. Give fewer with `--parallel` or `--n-ctx`."
+        )
+
+
 def _refuse_taken(host: str, port: int) -> None:
     """Find out what the native server does not tell apart from a broken model."""
     try:
@@ -152,6 +189,8 @@ def _refuse_taken(host: str, port: int) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
+    except UnicodeError as e:  # an empty label, or a longer one than names may have
+        raise _no_address(host, "no machine can have that name") from e
     except OSError as e:
         if e.errno == errno.EADDRINUSE:
             raise SettingsError(
@@ -163,7 +202,11 @@ def _refuse_taken(host: str, port: int) -> None:
                 f"Port {port} may not be used without being root; give one from 1024 on "
                 "with `--port`."
             ) from e
-        raise SettingsError(
-            f"{host!r} is no address of this machine ({e.strerror}). "
-            "Give one with `--host`; 127.0.0.1 is reached from here only."
-        ) from e
+        raise _no_address(host, str(e.strerror)) from e
+
+
+def _no_address(host: str, why: str) -> SettingsError:
+    return SettingsError(
+        f"{host!r} is no address of this machine ({why}). "
+        "Give one with `--host`; 127.0.0.1 is reached from here only."
+    )

@@ -7,6 +7,7 @@ Source: the GGUF specification, versions 2 and 3.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import struct
@@ -21,6 +22,7 @@ _MAGIC = b"GGUF"
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 _VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Size of a metadata value by its type, for the types of a fixed size."""
+_WHOLE = {_UINT32: "<I", 5: "<i", 7: "<?"}
 _TENSOR_BLOCKS = {
     0: (1, 4),  # F32
     1: (1, 2),  # F16
@@ -40,6 +42,10 @@ _TENSOR_BLOCKS = {
 so that a new quantisation is never refused."""
 
 
+_DAMAGED = (struct.error, LookupError, ValueError, ArithmeticError, RecursionError)
+"""What reading a directory of nonsense ends in: lengths of 2^64, an alignment of 0, deep lists."""
+
+
 def check(path: Path) -> None:
     """Check that a file begins and ends like a GGUF.
 
@@ -57,7 +63,7 @@ def check(path: Path) -> None:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             try:
                 n_expected = _end(view)
-            except (struct.error, KeyError, UnicodeDecodeError):
+            except _DAMAGED:
                 n_expected = n_bytes + 1
     if n_expected > n_bytes:
         raise WeightsError(
@@ -91,6 +97,32 @@ def network(path: Path) -> Network:
     n_value = found.get("attention.value_length", n_key)
     n_pairs = n_layers * found.get("attention.head_count_kv", n_heads)
     return Network(n_layers, found.get("context_length", 0), 2 * n_pairs * (n_key + n_value))
+
+
+def fields(path: Path) -> dict[str, int | str]:
+    """Read the single whole numbers, truths and texts of a GGUF, under the names they have there.
+
+    Returns:
+        What stands in the file up to where it is damaged, if it is.
+    """
+    found: dict[str, int | str] = {}
+    with (
+        contextlib.suppress(OSError, *_DAMAGED),
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
+    ):
+        (n_values,) = struct.unpack_from("<Q", view, 16)
+        at = 24
+        for _ in range(n_values):
+            key, at = _string(view, at)
+            (kind,) = struct.unpack_from("<I", view, at)
+            name = key.decode("utf-8", "replace")
+            if kind == _STRING:
+                found[name] = _string(view, at + 4)[0].decode("utf-8", "replace")
+            elif kind in _WHOLE:
+                (found[name],) = struct.unpack_from(_WHOLE[kind], view, at + 4)
+            at = _skip(view, at + 4, kind)
+    return found
 
 
 def _numbers(view: mmap.mmap) -> dict[str, int]:

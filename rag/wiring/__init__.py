@@ -8,7 +8,7 @@ from rag.wiring.evaluating import (
     plan_evaluation,
     read_questions,
 )
-from rag.wiring.measuring import bench
+from rag.wiring.measuring import bench, server_name
 from rag.wiring.mirroring import (
     follow,
     pending,
@@ -46,6 +46,7 @@ __all__ = [
     "read_questions",
     "retriever",
     "row",
+    "server_name",
     "status",
     "sync",
     "table_version",

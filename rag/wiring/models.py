@@ -306,7 +306,9 @@ def _set(document: TOMLDocument, group: str, name: str) -> None:
 def _write(file: Path, text: str) -> None:
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(text.encode())
+        # a private file stays private, also while its copy is written
+        with os.fdopen(os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as out:
+            out.write(text.encode())
         if file.exists():
             shutil.copymode(file, part)
         part.replace(file)

@@ -107,6 +107,11 @@ class Engine:
             try:
                 step = job.steps.get(timeout=_POLL_S)
             except queue.Empty:
+                if not self._runner.is_alive and job.steps.empty():
+                    raise ModelError(
+                        "The model is not loaded in this process, which was forked from another. "
+                        "Load it after the fork."
+                    ) from None
                 continue
             if isinstance(step, BaseException):
                 raise step

@@ -108,7 +108,9 @@ class GgufLLM(FromStreams, LlamaCPP):
                     max_new_tokens=max_tokens,
                     temperature=temperature,
                     verbose=False,
-                    model_kwargs=_model_kwargs(size, n_threads or n_physical_cores(), gpu),
+                    model_kwargs=_model_kwargs(
+                        size, n_threads or n_physical_cores(), gpu, can_offload=can_offload
+                    ),
                 )
             except ValidationError:  # an argument of ours, not the file
                 raise
@@ -253,7 +255,7 @@ class GgufLLM(FromStreams, LlamaCPP):
         return self._engine.tokens.prompt(self.messages_to_prompt(messages))
 
 
-def _model_kwargs(size: Size, n_threads: int, gpu: Gpu) -> dict[str, Any]:
+def _model_kwargs(size: Size, n_threads: int, gpu: Gpu, *, can_offload: bool) -> dict[str, Any]:
     """Return llama-cpp-python's arguments."""
     cache = llama_cpp.GGML_TYPE_Q8_0 if size.has_8bit_cache else llama_cpp.GGML_TYPE_F16
     return {
@@ -264,7 +266,8 @@ def _model_kwargs(size: Size, n_threads: int, gpu: Gpu) -> dict[str, Any]:
         "n_ubatch": size.n_batch,
         "n_gpu_layers": size.n_gpu_layers,
         "main_gpu": gpu.main,
-        "tensor_split": list(gpu.tensor_split) if gpu.tensor_split else None,
+        # without a GPU llama.cpp would refuse a share for a second one
+        "tensor_split": list(gpu.tensor_split) if gpu.tensor_split and can_offload else None,
         "flash_attn": size.flash_attn,
         "type_k": cache,
         "type_v": cache,

@@ -118,8 +118,9 @@ class Runner:
         self._cost = {"auto": None, "on": 1.0, "off": float("inf")}[prompt_lookup]
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._current: Job | None = None
-        self._is_closed = False
-        self._lock = threading.Lock()
+        self._is_closed = self._is_leaving = False
+        # reentrant: a garbage collection inside may close an abandoned stream, which comes here
+        self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._work, name="rag-llm", daemon=True)
         _running.add(self)
         self._thread.start()
@@ -158,30 +159,47 @@ class Runner:
             self._abort.set()
             self._jobs.put(None)
 
-    def join(self) -> None:
-        """Wait until the model is freed, a second at most."""
+    @property
+    def is_alive(self) -> bool:
+        """Whether jobs are worked on; not in a process that was forked from the model's own."""
+        return self._thread.is_alive()
+
+    def leave(self) -> None:
+        """End what is running and wait for that, a second at most; nothing is freed.
+
+        At the interpreter's end other threads may still be counting tokens, and the system takes
+        the memory back anyway.
+        """
+        self._is_leaving = True
+        self.close()
         self._thread.join(_CLOSE_S)
 
     def _work(self) -> None:
-        # closed by the thread that uses it: nobody else knows when the last call has returned
-        with contextlib.closing(self._context):
+        try:
             if self._cost is None:
                 self._cost = self._measured()
             if not self._context.can_go_back:
                 self._cost = float("inf")  # a wrong guess could not be taken back
             while (job := self._jobs.get()) is not None:
-                with self._lock:
-                    self._current = job
-                    if not self._is_closed:
-                        self._abort.clear()
-                try:
-                    self._run(job)
-                except BaseException as e:  # noqa: BLE001 – raised again in the reader
-                    job.steps.put(e)
-                finally:
-                    with self._lock:
-                        self._current = None
-                    job.ended()
+                self._work_on(job)
+        finally:
+            # closed by the thread that uses it: nobody else knows when the last call has returned
+            if not self._is_leaving:
+                self._context.close()
+
+    def _work_on(self, job: Job) -> None:
+        with self._lock:
+            self._current = job
+            if not self._is_closed:
+                self._abort.clear()
+        try:
+            self._run(job)
+        except BaseException as e:  # noqa: BLE001 – raised again in the reader
+            job.steps.put(e)
+        finally:
+            with self._lock:
+                self._current = None
+            job.ended()
 
     def _run(self, job: Job) -> None:
         if self._is_closed:
@@ -224,7 +242,7 @@ class Runner:
             return
         assert self._cost is not None
         context, n_most = self._context, job.request.options.max_tokens
-        lookup = Lookup(job.request.prompt, n_ctx=self._n_ctx + 1, cost=self._cost)
+        lookup = Lookup(job.request.prompt, cost=self._cost)
         token = context.sample(sampler, -1)
         account.first = time.monotonic()
         while True:
@@ -276,7 +294,9 @@ class Runner:
 
     def _measured(self) -> float:
         """Return what a call with `N_DRAFT` guessed tokens costs, in calls with none."""
-        costs = []
+        costs: list[float] = []
+        if self._context.n_batch < 1 + N_DRAFT:
+            return float("inf")
         with contextlib.suppress(Aborted, ModelError):
             for n in (1, 1 + N_DRAFT):
                 self._context.read([0] * n, n_logits=n)  # the first one of a shape sets it up
@@ -297,9 +317,7 @@ _running: WeakSet[Runner] = WeakSet()
 def _close_all() -> None:
     """Leave no thread inside llama.cpp while the interpreter takes itself apart."""
     for runner in list(_running):
-        runner.close()
-    for runner in list(_running):
-        runner.join()
+        runner.leave()
 
 
 def _unloaded() -> ModelError:

@@ -98,7 +98,8 @@ def _with_context(
     wanted = min(wanted, network.n_ctx or wanted)
     if wanted * network.cache_bytes <= room:
         return Size(wanted, False, n_gpu_layers, n_batch)
-    n_fitting = max(0, int(room / (network.cache_bytes * _EIGHT_BITS)))
+    per_token = network.cache_bytes * _EIGHT_BITS
+    n_fitting = max(0, int(room / per_token)) if per_token else 0
     if wanted <= n_fitting:
         _log.warning("A context of %s tokens fits in 8 bits only: it is kept so.", f"{wanted:,}")
         return Size(wanted, True, n_gpu_layers, n_batch)

@@ -26,6 +26,7 @@ from openai import AsyncAPIResponse, AsyncOpenAI
 
 from rag.errors import ModelError
 from rag.llm.call import Stop
+from rag.llm.remote.client import HttpClient, whole_within
 from rag.llm.remote.refusals import Place, Unreadable, is_lost, refused, translated
 
 Open = Callable[[AsyncOpenAI], AbstractAsyncContextManager[AsyncAPIResponse[Any]]]
@@ -41,19 +42,25 @@ _MOST_LINE_BYTES = 1_000_000
 _N_ATTEMPTS = 3
 _ASK_S = 10.0
 """Most that a short question to the server may take."""
+_GRACE_S = 0.5
+"""More than that for the whole of it: silence is told as silence."""
 _NO_KEY = "none"
 """The openai client insists on a key; this one is never sent."""
-_HEADERS = {
-    *("accept", "accept-encoding", "connection", "content-length", "content-type"),
-    *("host", "transfer-encoding", "user-agent"),
-}
-"""What is sent. The openai client would add what machine this is, and organisation, project and
-custom headers from `OPENAI_…` variables that are meant for another server."""
+_MOST_UNREAD = 1_000
+"""Events that wait for their reader; with more of them the server waits too."""
 
 
 @dataclass(frozen=True)
 class _End:
     error: BaseException | None
+
+
+class _Door:
+    """Whether new work may begin; what is given to the loop before it shuts is seen by `_close`."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.is_shut = False
 
 
 class Connection:
@@ -90,7 +97,7 @@ class Connection:
         self.place = Place(self.url, api_key, timeout_s)
         self._root = str(url.copy_with(query=None)).rstrip("/").removesuffix("/v1")
         # a proxy of the environment is for other machines than this one
-        self._http = _Client(
+        self._http = HttpClient(
             api_key,
             timeout=_timeout(timeout_s),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
@@ -105,10 +112,11 @@ class Connection:
             http_client=self._http,
         )
         self._loop = asyncio.new_event_loop()
+        self._door = _Door()
         threading.Thread(
             target=_run, args=(self._loop,), name="rag-model-server", daemon=True
         ).start()
-        self.close = weakref.finalize(self, _close, self._loop, self._http)
+        self.close = weakref.finalize(self, _close, self._loop, self._http, self._door)
         """End all requests and the thread, at once; safe to call twice."""
 
     def events(self, begin: Open, stop: Stop | None) -> Generator[dict[str, Any], None, None]:
@@ -119,7 +127,7 @@ class Connection:
                 something else than events.
         """
         items: queue.SimpleQueue[dict[str, Any] | _End] = queue.SimpleQueue()
-        cancel = self._spawn(self._pump(begin, items.put), items.put)
+        cancel = self._spawn(self._pump(begin, items), items.put)
         is_over = False
         try:
             while stop is None or not stop.is_set():
@@ -149,7 +157,8 @@ class Connection:
             body: Posted as JSON; None gets.
 
         Raises:
-            ModelError: as `events`.
+            ModelError: as `events`, or the answer is long or takes long; the timeout, 10 s at
+                most, is that of the whole call.
         """
         url = self.client.base_url.copy_with(query=None) if path.startswith("/v1/") else None
         target = self._root + path if url is None else str(url).rstrip("/") + path[3:]
@@ -158,12 +167,15 @@ class Connection:
         found: list[httpx.Response] = []
 
         async def request() -> None:
-            async for attempt in _attempts():
-                with attempt:
-                    method = "GET" if body is None else "POST"
-                    found.append(
-                        await self._http.request(method, target, json=body, timeout=place.timeout_s)
-                    )
+            method = "GET" if body is None else "POST"
+            async with whole_within(place.timeout_s + _GRACE_S):
+                async for attempt in _attempts():
+                    with attempt:
+                        found.append(
+                            await self._http.request(
+                                method, target, json=body, timeout=_timeout(place.timeout_s)
+                            )
+                        )
 
         self._spawn(request(), done.put)
         error = done.get().error
@@ -176,7 +188,7 @@ class Connection:
             raise refused(response.status_code, response, self.place)
         try:
             return response.json()
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise translated(Unreadable(_described(response.text)), place) from e
 
     def _spawn(
@@ -186,7 +198,8 @@ class Connection:
         tasks: list[asyncio.Task[None]] = []
 
         def ended(task: asyncio.Task[None]) -> None:
-            put(_End(None if task.cancelled() else task.exception()))
+            # whoever cancelled it here reads no end; else `close` did
+            put(_End(self._closed() if task.cancelled() else task.exception()))
 
         def begin() -> None:
             tasks.append(self._loop.create_task(work))
@@ -199,14 +212,17 @@ class Connection:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and the task with it
                 self._loop.call_soon_threadsafe(withdraw)
 
-        try:
+        with self._door.lock:
+            if self._door.is_shut:
+                work.close()
+                raise self._closed()
             self._loop.call_soon_threadsafe(begin)
-        except RuntimeError as e:
-            work.close()
-            raise ModelError(f"The connection to the model server at {self.url} is closed.") from e
         return cancel
 
-    async def _pump(self, begin: Open, put: Callable[[dict[str, Any]], None]) -> None:
+    def _closed(self) -> ModelError:
+        return ModelError(f"The connection to the model server at {self.url} is closed. Ask again.")
+
+    async def _pump(self, begin: Open, items: queue.SimpleQueue[dict[str, Any] | _End]) -> None:
         async with contextlib.AsyncExitStack() as stack:
             async for attempt in _attempts():
                 with attempt:
@@ -216,13 +232,15 @@ class Connection:
                 raise Unreadable("an HTML page")
             is_done = False
             async for line in _lines(response):
+                while items.qsize() >= _MOST_UNREAD:  # noqa: ASYNC110 – another thread reads
+                    await asyncio.sleep(_POLL_S)
                 if line.startswith(b"data:"):
                     data = line[5:].strip()
                     is_done = is_done or data == b"[DONE]"
                     if data and not is_done:
-                        put(_event(data, self.place))
+                        items.put(_event(data, self.place))
                 elif line.startswith(b"{"):  # an answer, or an error, in one piece
-                    put(_event(line, self.place))
+                    items.put(_event(line, self.place))
 
 
 def _timeout(silence_s: float) -> httpx.Timeout:
@@ -239,20 +257,23 @@ def _attempts() -> tenacity.AsyncRetrying:
 
 
 async def _lines(response: AsyncAPIResponse[Any]) -> AsyncIterator[bytes]:
-    rest = b""
+    rest = bytearray()
     async for chunk in response.iter_bytes():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line
-        if len(rest) > _MOST_LINE_BYTES:
-            raise Unreadable(f"a line of more than {_MOST_LINE_BYTES:,} bytes")
-    yield rest
+        *lines, last = chunk.split(b"\n")
+        for part in (*lines, last):
+            if len(rest) + len(part) > _MOST_LINE_BYTES:
+                raise Unreadable(f"a line of more than {_MOST_LINE_BYTES:,} bytes")
+            rest += part
+            if part is not last:
+                yield bytes(rest)
+                rest.clear()
+    yield bytes(rest)
 
 
 def _event(data: bytes, place: Place) -> dict[str, Any]:
     try:
         found = json.loads(data)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise Unreadable(_described(data.decode(errors="replace"))) from e
     if not isinstance(found, dict):
         raise Unreadable(_described(data.decode(errors="replace")))
@@ -269,31 +290,6 @@ def _described(text: str) -> str:
     return f"{text[:40]!r}, which is no JSON object" if text.strip() else "an empty answer"
 
 
-class _Client(httpx.AsyncClient):
-    """Sends the headers that a model server needs, and the key, and no others."""
-
-    def __init__(self, api_key: str | None, **options: Any) -> None:
-        super().__init__(**options)
-        self._key = api_key
-
-    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
-        """Send a request without what it should not tell."""
-        headers = {k: v for k, v in request.headers.items() if k in _HEADERS}
-        headers["user-agent"] = "delta-table-chat"
-        if self._key:
-            headers["authorization"] = f"Bearer {self._key}"
-        sent = httpx.Request(
-            request.method,
-            request.url,
-            headers=headers,
-            stream=request.stream,
-            extensions=request.extensions,
-        )
-        response = await super().send(sent, **options)
-        response.request = request  # the openai client looks for a header of its own there
-        return response
-
-
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -306,17 +302,22 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-def _close(loop: asyncio.AbstractEventLoop, http: httpx.AsyncClient) -> None:
+def _close(loop: asyncio.AbstractEventLoop, http: httpx.AsyncClient, door: _Door) -> None:
     """Have the loop's own thread end everything; whoever drops the last reference never waits."""
 
     async def end() -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await http.aclose()
-        await loop.shutdown_default_executor()
-        loop.stop()
+        try:
+            await asyncio.gather(*others, return_exceptions=True)
+            await asyncio.sleep(0)  # the ends of what was over just before are still to be told
+            await http.aclose()
+            await loop.shutdown_default_executor()
+        finally:
+            loop.stop()
 
     kept: list[asyncio.Task[None]] = []  # the loop itself keeps only a weak reference
-    loop.call_soon_threadsafe(lambda: kept.append(loop.create_task(end())))
+    with door.lock:
+        door.is_shut = True
+        loop.call_soon_threadsafe(lambda: kept.append(loop.create_task(end())))

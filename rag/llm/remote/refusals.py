@@ -131,6 +131,8 @@ def refused(status: int, response: httpx.Response, place: Place) -> ModelError:
 
 def is_lost(error: BaseException) -> bool:
     """Return whether the connection failed, as opposed to what was answered or how late."""
+    if not isinstance(error, Exception):  # cancelled; what it interrupted is no reason to go on
+        return False
     lost = (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
     return any(isinstance(cause, lost) for cause in _causes(error))
 
@@ -177,7 +179,7 @@ def _message(response: httpx.Response) -> str:
         return "an HTML page"
     try:
         found: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     for name in ("error", "message", "detail"):
         if isinstance(found, dict) and name in found:

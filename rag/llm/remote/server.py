@@ -9,6 +9,7 @@ in this process.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
@@ -39,6 +40,8 @@ from rag.llm.replies import TURN_MARKERS, FromStreams, Options, Step, Steps, as_
 _LOCAL_N_CTX = 4096
 _N_COUNTED = 4096
 """Texts whose number of tokens is remembered: the turns of some hundred conversations."""
+_ESTIMATE_S = 60.0
+"""How long a server that failed to count is not asked again."""
 _MOST_STOP_STRINGS = 4
 """OpenAI's own limit; the others end the answer here."""
 
@@ -304,10 +307,16 @@ class ServerLLM(FromStreams, OpenAILike):
 def _counting(connection: Connection, facts: ServerFacts) -> Callable[[str], int]:
     if not facts.counts_tokens:
         return estimated_tokens
+    estimate_until = 0.0
 
     @lru_cache(maxsize=_N_COUNTED)
     def counted(text: str) -> int:
-        n_tokens = count(connection, text, facts.model)
+        nonlocal estimate_until
+        n_tokens = None
+        if time.monotonic() >= estimate_until:
+            n_tokens = count(connection, text, facts.model)
+            if n_tokens is None:  # a turn counts many texts, and nobody can stop it meanwhile
+                estimate_until = time.monotonic() + _ESTIMATE_S
         return estimated_tokens(text) if n_tokens is None else n_tokens
 
     return counted
