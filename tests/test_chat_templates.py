@@ -103,7 +103,7 @@ def test_a_rendering_is_transformers_own(shared_data: Path, case: dict[str, Any]
         "{% for m in messages if m.role == 'user' %}{{ loop.index }}/{{ loop.length }}{% else %}none{% endfor %}",
         "{% for m in messages * 3 %}{% if loop.index == 2 %}{% break %}{% endif %}{{ loop.index }}{% endfor %}",
         "{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list }}",
-        "{{ ['b', 'a', 'b'] | unique | sort | join(', ') }}{{ 'x\ny' | indent(2, true) }}",
+        "{{ ['b', 'a', 'b'] | sort | join(', ') }}{{ 'x\ny' | indent(2, true) }}",
         "{{ 'abab' | replace('a', 'c', 1) }}{{ 'abab'.replace('a', '') }}{{ ' x '.strip() }}",
         "{{ 'a,b'.split(',')[-1] }}{{ {'a': 1}.get('b', 2) }}{{ {'b': 1, 'a': 2} | dictsort }}",
         "{{ messages is sequence }}{{ messages[0].name is defined }}{{ 3 is odd }}",
@@ -340,7 +340,27 @@ ENDLESS = {
     "replacing": GROW + "{% set ns.x = ns.x | replace('x', 'xx') %}{% endfor %}",
     "replacing by a method": GROW + "{% set ns.x = ns.x.replace('x', ns.x ~ 'x') %}{% endfor %}",
     "replacing nothing": "{{ ('x' * 100000) | replace('', 'x' * 100000) }}",
+    "texts joined out of a generator": "{{ ('x' * 100000).join(range(10000) | map('string')) }}",
+    "characters joined": "{{ ('x' * 100000).join('y' * 10000) }}",
+    "characters joined by a filter": "{{ ('y' * 10000) | join('x' * 100000) }}",
+    "numbers joined": "{{ range(10000) | join('x' * 100000) }}",
+    "replacing, arguments by name": "{{ ('x' * 10000) | replace(new='y' * 100000, old='x') }}",
     "indenting": "{{ 'x\ny' | indent(1000000000) }}",
+    "indenting, arguments by name": "{{ 'x\ny' | indent(first=true, width=1000000000) }}",
+    "characters, listed": "{{ ('一' * 3000000) | list | length }}",
+    "characters, sorted": "{{ ('一' * 3000000) | sort | length }}",
+    "words, listed": "{{ ('一 ' * 1500000).split() | length }}",
+    "lines, listed": "{{ ('一\n' * 1500000).splitlines() | length }}",
+    "words, by a filter": "{{ ('一 ' * 1500000) | title | length }}",
+    "the parts of an attribute": "{{ [1] | map(attribute='一.' * 2000000) | list }}",
+    "a search from the end": "{{ ('a' * 400000).rfind('ab' ~ 'a' * 200000) }}",
+    "a split from the end": "{{ ('a' * 400000).rsplit('ab' ~ 'a' * 200000) | length }}",
+    "stripping": "{{ ('一' * 300000).strip('丁' * 300000 ~ '一') }}",
+    "stripping by a filter": "{{ ('一' * 300000) | trim('丁' * 300000 ~ '一') }}",
+    "a range, searched": "{% set r = range(99999) %}"
+    "{% for i in range(9999) %}{% if 1.5 in r %}{% endif %}{% endfor %}",
+    "a range, searched by a method": "{% set r = range(99999) %}"
+    "{% for i in range(9999) %}{{ r.count(1.5) }}{% endfor %}",
     "indented JSON": "{{ [1] | tojson(indent=1000000000) }}",
     "separated JSON": "{{ range(9999) | list | tojson(separators=('x' * 9999, ':')) }}",
     "one text, many times": "{% set x = 'x' * 999999 %}"
@@ -360,6 +380,27 @@ ENDLESS = {
     "tuples of tuples, as a key": GROW + "{% set ns.l = (ns.l, ns.l) %}{% endfor %}{{ {ns.l: 1} }}",
 }
 REFUSED = {
+    "a wide date": ("{{ strftime_now('%1000000000d') }}", "a date's format of a width"),
+    "a wide date with a flag": ("{{ strftime_now('%_-09d') }}", "a date's format of a width"),
+    "a long date": ("{{ strftime_now('%c' * 65) }}", "of more than 64 parts"),
+    "equal hashes in a list": (
+        "{{ range(0, 20000 * 2305843009213693951, 2305843009213693951) | list }}",
+        "number of 61 bits",
+    ),
+    "equal hashes written out": ("{{ {0x1fffffffffffffff: 0, 0: 0} }}", "number of 61 bits"),
+    "equal hashes by a filter": ("{{ '2305843009213693951' | int }}", "number of 61 bits"),
+    "equal hashes of tuples": ("{{ [(1, 2)] | unique | list }}", "No filter named 'unique'"),
+    "equal hashes in a set": ("{{ {1: 2}.items() - [] }}", "difference of two sets"),
+    "equal hashes in a namespace": ("{{ namespace([[(1, 2), 3]]) }}", "a namespace is made of"),
+    "arguments out of a list": (
+        "{% macro m() %}{% endmacro %}{{ m(*('x' * 1000)) }}",
+        "arguments out of a list",
+    ),
+    "comparisons in comparisons": (
+        "{{ " + "1<(" * 30 + "1" + ")<1" * 30 + " }}",
+        "between the two",
+    ),
+    "escaped text": ("{% autoescape true %}{{ '&' }}{% endautoescape %}", "escapes HTML"),
     "powers": ("{{ 10 ** 10 ** 10 }}", r"operator '\*\*'"),
     "large numbers": (
         "{% set ns = namespace(x=3) %}{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
@@ -377,7 +418,7 @@ REFUSED = {
     "no syntax": ("{% if %}", "TemplateSyntaxError"),
     "another file": ("{% include 'x' %}", "no loader"),
     "a text of its own": ("{{ raise_exception('no ' * 9999) }}", "refuses the .*: no no .*…"),
-    "length": ("x" * 200_001, "200,001 characters"),
+    "length": ("x" * 64_001, "64,001 characters"),
     "classes": ("{{ ''.__class__.__mro__ }}", "unsafe"),
     "functions": ("{{ raise_exception.__globals__.sys }}", "unsafe"),
     "classes by a format": ("{{ '{0.__class__}'.format('') }}", "method 'format'"),
@@ -399,7 +440,25 @@ def test_a_template_without_end_is_one_sentence(source: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["a multiplied list", "texts joined by ~", "one text, copied", "many lists", "indented JSON"],
+    [
+        "a multiplied list",
+        "texts joined by ~",
+        "texts joined out of a generator",
+        "characters joined",
+        "replacing, arguments by name",
+        "indenting, arguments by name",
+        "characters joined by a filter",
+        "numbers joined",
+        "characters, listed",
+        "characters, sorted",
+        "words, listed",
+        "lines, listed",
+        "words, by a filter",
+        "the parts of an attribute",
+        "one text, copied",
+        "many lists",
+        "indented JSON",
+    ],
 )
 def test_a_template_takes_little_memory(name: str) -> None:
     template = Template(ENDLESS[name])
@@ -417,7 +476,7 @@ def test_a_template_takes_little_memory(name: str) -> None:
 )
 def test_a_template_that_fails_is_one_sentence(source: str, why: str) -> None:
     with pytest.raises(ModelError, match=why) as failed:
-        rendered(source, HI)
+        rendered(source, HI, today=date(2026, 1, 2))
     assert "\n" not in str(failed.value)
     assert str(failed.value).endswith("Set RAG_LLM__MODEL to another GGUF.")
     assert len(str(failed.value)) < 400
@@ -428,6 +487,19 @@ def test_a_template_that_fails_is_one_sentence(source: str, why: str) -> None:
 )
 def test_what_is_private_is_nothing(source: str) -> None:
     assert rendered(source, HI) == ""
+
+
+@pytest.mark.parametrize("written", ["{{ ns }}", "{{ ns ~ '' }}", "{{ [ns] | join }}"])
+def test_a_namespace_does_not_tell_what_is_in_it(written: str) -> None:
+    assert rendered(GROW + "{% set ns.l = [ns.l, ns.l] %}{% endfor %}" + written, HI) == (
+        "<Namespace>"
+    )
+
+
+@pytest.mark.parametrize("text", ["%d %b %Y", "%-d. %B, %H:%M:%S", "100 %% of %A", "Today: %x"])
+def test_a_date_is_pythons_own(text: str) -> None:
+    told = rendered("{{ strftime_now('" + text + "') }}", HI, today=date(2026, 1, 2))
+    assert told == date(2026, 1, 2).strftime(text)
 
 
 def test_an_endless_template_disturbs_no_other_thread() -> None:

@@ -262,7 +262,7 @@ def test_a_host_that_is_not_here_is_told(tmp_path: Path, host: str) -> None:
 def test_more_tokens_than_llama_can_count_are_refused(tmp_path: Path) -> None:
     done = run("serve-model", "--n-ctx", "99999999999", cwd=tmp_path)
     assert done.returncode == 2
-    assert "512<=x<=16777216" in done.stderr
+    assert "16777216" in done.stderr
     arguments = ("serve-model", "--n-ctx", "16777216", "--parallel", "128", "--port", "0")
     done = run(*arguments, cwd=tmp_path, RAG_LLM__MODEL=smol_path())
     assert done.returncode == 1
@@ -286,8 +286,7 @@ def test_what_is_printed_reaches_another_model_than_the_default(tmp_path: Path) 
     path = tmp_path / "a model" / "tiny.gguf"
     path.parent.mkdir()
     go = TinyModel(["go"], {}).word("go")
-    # -1: unspecified, as llama.cpp's own converter may write it
-    TinyModel(["go"], {go: [go]}, llama__pooling_type=-1).write(path)
+    TinyModel(["go"], {go: [go]}, llama__pooling_type=0).write(path)
     with serving("--n-ctx", "512", cwd=tmp_path, RAG_LLM__MODEL=str(path)) as server:
         assert server.process.stdout is not None
         said = server.said + server.process.stdout.readline()
@@ -298,7 +297,7 @@ def test_what_is_printed_reaches_another_model_than_the_default(tmp_path: Path) 
         assert told.stdout == str(path)
         llm = ServerLLM(server.url, model=told.stdout, api_key=server.key, max_tokens=3)
         assert llm.facts.is_as_named
-        assert llm.complete("go").text
+        assert llm.complete("go").raw["finish_reason"] == "stop"
         llm.close()
 
 

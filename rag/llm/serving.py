@@ -26,7 +26,7 @@ own 2,048 tokens would halt them for 9 s on 2 cores (SmolLM2-135M, 220 tokens/s)
 
 _MOST_TOKENS = (1 << 31) - 1
 """Of all slots together: a 32-bit number of llama.cpp's."""
-_NO_POOLING = (0, -1, 0xFFFFFFFF)
+_NO_POOLING = (0, -1)
 """None, and unspecified; everything else makes one vector of a text."""
 
 

@@ -12,11 +12,14 @@ Jinja2, `tools` defined and none. llama.cpp's own engine takes some messages tha
 from __future__ import annotations
 
 import contextlib
+import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from typing import Any
 
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
@@ -28,8 +31,11 @@ _BUDGET_A_MESSAGE = 2_000
 """Work of one rendering: a line of Python, an element of a container, 16 characters are one each.
 Source: measured 2026-11-23 with the 13 templates of tests/test_chat_templates.py: 1,400 to 12,000
 for 10 questions and answers, at most 230,000 for 200; a million took 0.4 to 1 s."""
-_MAX_SOURCE = 200_000
-"""Characters of a template; the longest of the known ones has 12,045."""
+_MAX_SOURCE = 64_000
+"""Characters of a template; the longest of the known ones has 12,045. To compile is not counted,
+and takes Jinja2 the square of them: at most 4 s here for 64,000."""
+_DATE_FORMAT = re.compile(r"(?:[^%]|%[-_#^]?[a-zA-Z%]){0,64}")
+"""Without the widths of C's `strftime`: `%1000000000d` pads."""
 _WAY_OUT = "Set RAG_LLM__MODEL to another GGUF."
 
 
@@ -88,7 +94,7 @@ class Template:
             "documents": None,
         }
         if today is not None:
-            given["strftime_now"] = datetime.combine(today, time()).strftime
+            given["strftime_now"] = functools.partial(_strftime, datetime.combine(today, time()))
         with _translated(), self._sandbox.counted(_BUDGET + _BUDGET_A_MESSAGE * len(messages)):
             return self._sandbox.concat(self._template.generate(given))
 
@@ -101,6 +107,14 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _strftime(midnight: datetime, text: str) -> str:
+    if not _DATE_FORMAT.fullmatch(text):
+        raise SecurityError(
+            "no chat template needs a date's format of a width, or of more than 64 parts"
+        )
+    return midnight.strftime(text)
 
 
 def _refuse(why: object) -> None:

@@ -20,7 +20,7 @@ N_DRAFT = 3
 _N_LONGEST = 12
 """Tokens guessed while every guess was right."""
 _EXPECTED = float(N_DRAFT)
-"""Right tokens of a guess, before there was any: the first ones are tried, a copy pays them back."""
+"""Right tokens of a guess, before there was any: the first ones are tried, a copy repays them."""
 _NEWEST = 0.3
 """Weight of the newest guess in the mean."""
 _FORGETS = 0.05

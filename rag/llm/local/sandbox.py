@@ -6,10 +6,10 @@ makes, compares or prints is weighed, every line that it runs is counted, and al
 budget. It counts work, not seconds: a busy machine refuses no template that an idle one renders.
 
 The vocabulary is closed: the filters and methods that chat templates use (llama.cpp's own engine
-knows few others), none that pads (`center`, `format`), raises to powers or throws dice (`random`,
-`lipsum`: no two prompts would begin alike).
+knows few others), none that pads (`center`, `format`), raises to powers, hashes what a template can
+make hash alike (`unique`) or throws dice (`random`, `lipsum`: no two prompts would begin alike).
 
-Knows no chat; `jinja` does.
+Knows no chat (`jinja` does) and no syntax (`weighable` does).
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ from jinja2.ext import Extension
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context
-from jinja2.visitor import NodeTransformer
 
-_MAX_BITS = 4096
+from rag.llm.local.weighable import MAX_BITS, make_weighable
 
 _SHALLOW_FILTERS = frozenset(
     "count d default first items last length map reject rejectattr select selectattr".split()
@@ -48,7 +47,7 @@ _SHALLOW_FILTERS = frozenset(
 """They look at a container, not into it, so its length is their weight."""
 _DEEP_FILTERS = frozenset(
     "abs capitalize dictsort float groupby indent int join list lower max min replace reverse sort"
-    " string title trim unique upper".split()
+    " string title trim upper".split()
 )
 _DEEP_TESTS = frozenset(
     "== eq equalto != ne > gt greaterthan >= ge < lt lessthan <= le in lower upper".split()
@@ -59,8 +58,13 @@ _METHODS = frozenset(
     " replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase"
     " title upper values".split()
 )
+_APART = frozenset("groupby indent join list rsplit sort split splitlines title".split())
+"""They make an object, of up to 80 bytes, out of each character."""
+_QUADRATIC = frozenset("lstrip rfind rindex rpartition rsplit rstrip strip trim".split())
+"""They may compare each character with each of the other text (the forward searches do not)."""
 _VALUES = (str, bytes, int, float, list, tuple, dict, set, frozenset, range)
-_CONTAINERS = (list, tuple, dict, set, frozenset, KeysView, ValuesView, ItemsView)
+_VIEWS = (KeysView, ValuesView, ItemsView)
+_CONTAINERS = (list, tuple, dict, set, frozenset, range, *_VIEWS)
 _CONTEXTS = (jinja2.Environment, nodes.EvalContext, Context)
 
 
@@ -141,7 +145,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(value, str):
             self._charge(len(value) // 16)
         elif isinstance(value, int):
-            if value.bit_length() > _MAX_BITS:
+            if value.bit_length() > MAX_BITS:
                 raise SecurityError(f"a number of {value.bit_length()} bits")
         elif isinstance(value, _CONTAINERS):
             self._charge(self._size(value))
@@ -149,11 +153,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function or a method of the closed vocabulary."""
+        self._charge(len(args) + len(kwargs))
         method = getattr(function, "__wrapped__", function)  # the sandbox wraps `str.format`
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(owner, _VALUES):
             if name not in _METHODS:
                 raise SecurityError(f"no chat template needs the method {name!r}")
+            args = _read(args)
             self._charge_growth(name, (self.weighed(owner), *args))
         for value in (*args, *kwargs.values()):
             self.weighed(value)
@@ -164,6 +170,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.weighed((left, right))
         if operator == "**" or (operator == "%" and isinstance(left, str)):
             raise SecurityError(f"no chat template needs the operator {operator!r}")
+        if operator == "-" and isinstance(left, _VIEWS):
+            raise SecurityError("no chat template needs the difference of two sets")
         if operator == "*":
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, (str, list, tuple)) and isinstance(times, int):
@@ -179,7 +187,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self.undefined(obj=obj, name=f"a {type(argument).__name__}")
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        _Weighable().visit(source)
+        make_weighable(source)
         source.set_environment(self)
         return super()._generate(source, *args, **kwargs)
 
@@ -192,7 +200,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 size += len(item) // 16
             elif isinstance(item, _CONTAINERS):
                 size += 1 + len(item)
-                inside += item
+                inside += () if isinstance(item, range) else item
                 if isinstance(item, dict):
                     inside += item.values()
         return size
@@ -203,16 +211,22 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise Exhausted
 
     def _charge_growth(self, name: str, args: Sequence[Any]) -> None:
-        """Charge beforehand for what may grow by more than its arguments' sizes."""
-        if name == "replace" and len(args) > 2:
-            self._charge(str(args[0]).count(str(args[1])) * len(str(args[2])) // 16)
-        elif name == "join" and len(args) > 1:
-            lists = [len(value) for value in args if isinstance(value, _CONTAINERS)]
-            texts = [len(value) for value in args if isinstance(value, str)]
-            self._charge(max(lists, default=0) * max(texts, default=0) // 16)
+        """Charge beforehand for what may take more than its arguments' sizes, in any order."""
+        lengths = sorted(len(value) for value in args if isinstance(value, (str, *_CONTAINERS)))
+        product = lengths[-2] * lengths[-1] if len(lengths) > 1 else 0
+        if name in _APART:
+            self._charge(sum(len(value) for value in args if isinstance(value, str)))
+        if name in _QUADRATIC:
+            self._charge(product // 1024)
+        if name == "join":
+            self._charge(product // 16)
+        elif name == "replace" and len(args) > 2:
+            texts = [str(value) for value in args]
+            times = max(texts[0].count(text) for text in texts[1:])
+            self._charge(times * max(len(text) for text in texts[1:]) // 16)
         elif name == "indent" and len(args) > 1:
-            width = args[1] if isinstance(args[1], int) else len(str(args[1]))
-            self._charge(len(str(args[0]).splitlines()) * width // 16)
+            widths = [a if isinstance(a, int) else len(str(a)) for a in args[1:]]
+            self._charge(len(str(args[0]).splitlines()) * max(widths) // 16)
 
     def _json(
         self,
@@ -233,8 +247,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Weigh what a filter or test is given and makes; a generator is read first."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            args = tuple(self.weighed(list(a) if isinstance(a, Iterator) else a) for a in args)
-            for value in kwargs.values():
+            args = _read(args)
+            for value in (*args, *kwargs.values()):
                 self.weighed(value)
             given = args[1:] if args and isinstance(args[0], _CONTEXTS) else args
             self._charge_growth(name, (*given, *kwargs.values()))
@@ -246,8 +260,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Count the elements of what a filter is given."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            for value in args:
-                if isinstance(value, (str, range, *_CONTAINERS)):
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, (str, *_CONTAINERS)):
                     self._charge(1 + len(value) // 4)
             return function(*args, **kwargs)
 
@@ -259,6 +273,8 @@ class _Namespace(Namespace):
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be an attribute
         self, *given = args
+        if not all(isinstance(pairs, dict) for pairs in given):  # keys that nobody has weighed
+            raise SecurityError("a namespace is made of names and values, or of a dictionary")
         for name in dict(*given, **kwargs):
             _check_name(name)
         Namespace.__init__(self, *given, **kwargs)
@@ -267,57 +283,13 @@ class _Namespace(Namespace):
         _check_name(name)
         super().__setitem__(name, value)
 
+    def __repr__(self) -> str:
+        return "<Namespace>"  # what is in it would go unweighed
+
 
 def _check_name(name: str) -> None:
     if name.startswith(("_", "jinja_")):
         raise SecurityError(f"a namespace may not have an attribute {name!r}")
-
-
-class _Weighable(NodeTransformer):
-    """Rewrites what Jinja2 compiles to bare Python as filters and tests, which are weighed."""
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 – Jinja2's names
-        parts = [self.visit(part) for part in node.nodes]
-        return _filter(nodes.List(parts, lineno=node.lineno), "~")
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
-        left, compared = self.visit(node.expr), None
-        for operand in node.ops:
-            right = self.visit(operand.expr)
-            name = {"gteq": "ge", "lteq": "le", "notin": "in"}.get(operand.op, operand.op)
-            test: nodes.Expr = nodes.Test(left, name, [right], [], None, None, lineno=node.lineno)
-            if operand.op == "notin":
-                test = nodes.Not(test, lineno=node.lineno)
-            compared = nodes.And(compared, test, lineno=node.lineno) if compared else test
-            left = right
-        assert compared is not None
-        return compared
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        if not isinstance(node.arg, nodes.Slice):
-            return node
-        ends = (node.arg.start, node.arg.stop, node.arg.step)
-        return _filter(node.node, "[:]", *(end or nodes.Const(None) for end in ends))
-
-    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _filter(node, "[]")
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return node if node.ctx == "store" else _filter(node, "[]")
-
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
-        pairs: list[nodes.Expr] = [
-            nodes.List([self.visit(pair.key), self.visit(pair.value)], lineno=node.lineno)
-            for pair in node.items
-        ]
-        return _filter(nodes.List(pairs, lineno=node.lineno), "{}")
-
-
-def _filter(node: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
-    return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
 
 
 @pass_context  # which also keeps Jinja2 from writing constants while it compiles
@@ -325,6 +297,11 @@ def _shown(context: Context, value: Any) -> Any:
     sandbox = context.environment
     assert isinstance(sandbox, Sandbox)
     return sandbox.weighed(value)
+
+
+def _read(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Turn generators into lists, which can be weighed."""
+    return tuple(list(value) if isinstance(value, Iterator) else value for value in args)
 
 
 def _dictionary(pairs: list[list[Any]]) -> dict[Any, Any]:

@@ -21,6 +21,8 @@ from rag.weights import gguf
 _log = logging.getLogger(__name__)
 
 _N_CTX_LEAST = 512
+_MOST_LAYERS = 512
+"""llama.cpp's own limit (LLAMA_MAX_LAYERS)."""
 _HEADROOM = 0.9
 """Share of the free memory that is counted on."""
 _EIGHT_BITS = 34 / 64
@@ -80,6 +82,16 @@ def sized(path: Path, *, n_ctx: int | None, usual_n_ctx: int, gpu: Gpu, can_offl
         ModelError: a context that is wanted does not fit into the memory.
     """
     network, n_bytes = gguf.network(path), path.stat().st_size
+    if (
+        network.n_layers > _MOST_LAYERS
+        or 0 < network.n_ctx < _N_CTX_LEAST // 16
+        or (network.n_ctx >= 1 << 31)
+    ):
+        raise ModelError(  # llama.cpp would abort the process
+            f"Model file {str(path)!r} says that it has {network.n_layers:,} layers and a context "
+            f"of {network.n_ctx:,} tokens, which no model has. Get it again, "
+            "or set RAG_LLM__MODEL to another GGUF."
+        )
     vram = _free_vram() if can_offload and gpu.n_layers != 0 else []
     n_layers = _layers(path.name, network, n_bytes, gpu, vram, n_ctx or usual_n_ctx) if vram else 0
     if can_offload and gpu.n_layers != 0 and not vram:
