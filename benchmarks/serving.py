@@ -131,9 +131,9 @@ class Conversation:
     """First token in seconds, prompt tokens evaluated, the most that had to be."""
 
     def turn(self, n: int) -> None:
-        """Ask the next question on two passages of its own, of the same length each turn."""
+        """Ask the next question on three passages of its own, of the same length each turn."""
         question = f"What about {text(self.seed + n, 5)}?"
-        passages = [text(self.seed + 100 * n + i, 30) for i in (1, 2)]
+        passages = [text(self.seed + 100 * n + i, 30) for i in (1, 2, 3)]
         messages = chat_messages(
             question, passages, persona="You are a shopkeeper.", history=self.history
         )
