@@ -49,10 +49,10 @@ def test_gpus_are_named_with_their_memory(
 
 
 def test_a_context_beyond_the_memory_is_bad(tmp_path: Path) -> None:
-    path = TinyModel(["a"], {}).write(tmp_path / "mine.gguf")
+    path = TinyModel(["a"], {}, llama__block_count=500).write(tmp_path / "mine.gguf")
     small = Settings(llm={"model": str(path), "n_ctx": 512})
     assert found(small, "memory").verdict == "ok"
-    vast = found(Settings(llm={"model": str(path), "n_ctx": 10**10}), "memory")
+    vast = found(Settings(llm={"model": str(path), "n_ctx": 1 << 24}), "memory")
     assert vast.verdict == "bad"
     assert "RAG_LLM__N_CTX" in vast.remedy
 
