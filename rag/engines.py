@@ -27,7 +27,8 @@ from llama_index.core.chat_engine.types import (
 )
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from rag.chat import Answering, Done, Event, Token, Turns, metadata, plain
+from rag.chat import Turns
+from rag.events import Answering, Done, Event, Token, metadata, plain
 from rag.llm.call import Caller
 from rag.streaming import in_thread, run_ahead
 

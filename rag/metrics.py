@@ -21,7 +21,7 @@ from prometheus_client import (
 )
 
 if TYPE_CHECKING:  # loads LlamaIndex, which takes seconds; `/metrics` answers before that
-    from rag.chat import Done, Event, TurnTimings
+    from rag.events import Done, Event, TurnTimings
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 Outcome = Literal["answered", "refused", "stopped", "failed"]
@@ -80,7 +80,7 @@ class Metrics:
             yield turn.see
         except (GeneratorExit, KeyboardInterrupt, asyncio.CancelledError):
             raise
-        except BaseException:
+        except BaseException:  # only counted; it goes on to whoever answers for it
             outcome = "failed"
             raise
         finally:
@@ -123,7 +123,7 @@ class _Turn:
         running.inc()
 
     def see(self, event: Event) -> None:
-        from rag.chat import Done, Waiting  # loaded by now: it made the event
+        from rag.events import Done, Waiting  # loaded by now: it made the event
 
         self._move(is_waiting=isinstance(event, Waiting))
         if isinstance(event, Done):

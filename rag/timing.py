@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # loads LlamaIndex, which takes seconds; the port of the web chat opens before
-    from rag.chat import TurnTimings, Waiting
+    from rag.events import TurnTimings, Waiting
 
 _MODELS_S = 0.05
 """A rule makes a question self-contained in far less, its searches apart; a model in more."""

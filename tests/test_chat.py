@@ -15,9 +15,10 @@ from llama_index.core import Settings as LlamaSettings
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 
-from rag.chat import Answering, Cited, Done, Searched, Token, TurnOptions, Turns
+from rag.chat import TurnOptions, Turns
 from rag.engines import TableChatEngine, TableQueryEngine
 from rag.errors import QuestionError
+from rag.events import Answering, Cited, Done, Searched, Token
 from rag.retrieval import Hit, RetrievalOptions, TableRetriever
 
 ROWS = {

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from llama_index.core.schema import TextNode
 
 import rag
-from rag.chat import Done, metadata, unfounded
 from rag.citation import Evidence, declines, makes_claim
 from rag.citing import Cited, Citer, Flag, Flagged, Token, missing_codes
+from rag.events import Done, metadata, unfounded
 from rag.retrieval import Hit
 from rag.wiring.parts import load_embedding
 from rag.words import codes, language, names, numbers, sentences, stems

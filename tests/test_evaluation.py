@@ -16,7 +16,7 @@ from fakes import ScriptedLLM, WordsEmbedding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.chat import Done, TurnOptions, Turns
+from rag.chat import TurnOptions, Turns
 from rag.engines import TableChatEngine
 from rag.errors import QuestionError, SettingsError, TableError
 from rag.evaluation import (
@@ -38,6 +38,7 @@ from rag.evaluation.asking import Cite, Found, Reply
 from rag.evaluation.page import render, shown
 from rag.evaluation.results import failures_of, names
 from rag.evaluation.wanted import parse_wanted
+from rag.events import Done
 from rag.index import STATE_ID
 from rag.retrieval import RetrievalOptions, TableRetriever
 

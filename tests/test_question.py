@@ -17,7 +17,8 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole
 
 import rag
 from rag.catalogue import LLM_MODELS
-from rag.chat import Searched, TurnOptions, Turns
+from rag.chat import TurnOptions, Turns
+from rag.events import Searched
 from rag.llm.local.gguf import GgufLLM
 from rag.question import Found, is_followup, rewriting, rewritten, standalone
 from rag.retrieval import Hit, RetrievalOptions, TableRetriever

@@ -6,8 +6,8 @@ import pytest
 from scripted_app import ANSWER, engine
 
 from rag import timing
-from rag.chat import TurnTimings
 from rag.cli import answering
+from rag.events import TurnTimings
 from rag.llm.call import Waiting
 
 

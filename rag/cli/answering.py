@@ -16,7 +16,7 @@ from rag.settings import Settings
 from rag.timing import waits
 
 if TYPE_CHECKING:
-    from rag.chat import Done, Event
+    from rag.events import Done, Event
     from rag.retrieval import Hit
 
 
@@ -79,7 +79,7 @@ def _say_when_stale(settings: Settings, mirrored: int) -> None:
 
 def _show(events: Generator[Event, None, None]) -> Done:
     """Print an answer as it comes, then its sources."""
-    from rag.chat import (
+    from rag.events import (
         plain as shown,  # LlamaIndex costs two seconds; `rag --help` does not wait for it
     )
 
@@ -96,7 +96,7 @@ def _show(events: Generator[Event, None, None]) -> Done:
 def _drain(
     events: Generator[Event, None, None], show: Callable[[Event], None] | None = None
 ) -> Done:
-    from rag.chat import Done, Waiting
+    from rag.events import Done, Waiting
 
     place = 0
     with contextlib.closing(events):
@@ -112,7 +112,7 @@ def _drain(
 
 
 def _as_json(done: Done) -> dict[str, Any]:
-    from rag.chat import metadata
+    from rag.events import metadata
 
     def source(n: int, hit: Hit) -> dict[str, Any]:
         return {

@@ -15,9 +15,10 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.schema import QueryBundle
 
-from rag.chat import Cited, Done, Event, Searched, Token, looked
+from rag.chat import looked
 from rag.errors import QuestionError
 from rag.evaluation.questions import Question
+from rag.events import Cited, Done, Event, Searched, Token
 from rag.question import Found as Looked
 from rag.question import standalone
 from rag.retrieval import Hit

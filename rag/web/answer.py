@@ -20,8 +20,8 @@ from rag.web import rows
 from rag.web.guard import Guard, plain
 
 if TYPE_CHECKING:  # all load LlamaIndex, which takes seconds; the port opens before that
-    from rag.chat import TurnTimings, Waiting
     from rag.citation import Citation
+    from rag.events import TurnTimings, Waiting
     from rag.retrieval import Hit
 
 STOPPED = "(stopped)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator
 
-from rag.chat import Answering, Cited, Done, Event, Searched, Token, Waiting, unfounded
+from rag.events import Answering, Cited, Done, Event, Searched, Token, Waiting, unfounded
 from rag.metrics import Metrics
 from rag.web.answer import Answer
 

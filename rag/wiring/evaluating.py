@@ -20,9 +20,9 @@ from rag.wiring.parts import load_embedding, load_llm, open_store, table_options
 if TYPE_CHECKING:
     from llama_index.core.base.llms.types import ChatMessage
 
-    from rag.chat import Event
     from rag.evaluation import Chat, Evaluation, Outcome, Question, Search
     from rag.evaluation.drafting import Draft
+    from rag.events import Event
     from rag.settings import Mode
     from rag.store import NodeStore
 

@@ -135,7 +135,7 @@ def _translated() -> Iterator[None]:
         raise ModelError(
             f"The model's chat template refuses the conversation: {_line(e)}. {_WAY_OUT}"
         ) from e
-    except Exception as e:
+    except Exception as e:  # a stranger's program: what it raises is its own affair
         raise ModelError(
             f"The model's chat template cannot be used: {type(e).__name__}: {_line(e)}. {_WAY_OUT}"
         ) from e

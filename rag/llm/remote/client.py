@@ -82,7 +82,7 @@ class HttpClient(httpx.AsyncClient):
                 response.stream = _Bounded(response.stream)
                 async with whole_within(self.timeout.read):
                     await response.aread()
-        except BaseException:
+        except BaseException:  # also when cancelled: the connection must not stay open
             await response.aclose()
             raise
         return response
