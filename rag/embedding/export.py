@@ -26,7 +26,7 @@ from rag.weights.building import CHECKSUMS, built_once, is_built
 
 MODEL = "model.onnx"
 MEASURED = "parity.json"
-_LAYOUT = 1
+_LAYOUT = 2
 """Version of what `exporting` writes: a folder of another version is left alone and not used."""
 _SPACE = "+onnx-int8"
 _PIPELINE = ("config.json", "modules.json", "*/config.json")

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 _BATCH_TOKENS = 1024
 """Tokens in a batch, padding included; a CPU is as fast with 512 as with 2048."""
+_SPIN_US = "20"
+"""Waking a thread takes as long as a layer of a short question. Measured on 2 cores (2026-11-23): a
+question takes 4.2 ms instead of 6.1 for the same CPU time, a batch beside a busy process 10 % more;
+without the limit that batch takes 40 % more."""
 
 ERRORS: tuple[type[Exception], ...] = tuple(
     found
@@ -152,7 +156,8 @@ def _session(file: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_physical_cores()
     options.inter_op_num_threads = 1
-    # threads that wait by spinning would take the cores from LanceDB's pool and from llama.cpp
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # threads that wait by spinning take the cores from LanceDB's pool and from llama.cpp, so they
+    # spin no longer than from one layer to the next
+    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
