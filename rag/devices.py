@@ -34,9 +34,9 @@ def chosen_device(device: str) -> str:
 def no_loading_bar() -> Iterator[None]:
     """Keep transformers from drawing a progress bar of its own."""
     was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         if was_enabled:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            transformers_logging.enable_progress_bar()

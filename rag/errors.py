@@ -22,7 +22,8 @@ RagError
 │   ├── WeightsNotFound      no such model, file or package
 │   └── ChecksumMismatch     a model file is corrupt
 ├── ModelError               the language model refused or failed
-└── QuestionError            the question is empty or too long
+├── QuestionError            the question is empty or too long
+└── AccountsError            chats and users cannot be read or kept
 
 A class takes facts and composes its text: what was expected, what was found, what to do.
 This room knows no library: each border (`table`, `store`, `weights`, `llm`) translates the
@@ -298,3 +299,7 @@ class ModelError(RagError):
 
 class QuestionError(RagError):
     """The question is empty or too long."""
+
+
+class AccountsError(RagError):
+    """Chats and users cannot be read or kept as asked."""

@@ -195,8 +195,31 @@ class WebSettings(_Group):
     """Name of the chat. Unset: `Fantasy Shop` for the demo, else the table's name."""
     starters: tuple[str, ...] | None = None
     """Questions offered at the start, as a JSON list. Unset: four for the demo, else none."""
+    accent: str | None = Field(None, pattern="^#[0-9a-fA-F]{6}$")
+    """Colour of buttons and citations, as `#9a4a12`. Unset: the theme's."""
+    database: SecretStr | None = None
+    """Where chats and users are kept: a SQLite file, or `postgresql://user:password@host/name`
+    (extra `postgres`). Unset: `data/chats.db`."""
+    auth: Literal["auto", "local", "password", "header", "oauth"] = "auto"
+    """Who may chat. `local`: whoever sits at this machine, without a login; `password`: users of
+    `rag user add`; `header`: users that a proxy names; `oauth`: Chainlit's `OAUTH_…` variables.
+    `auto` takes what there is: OAuth, the header, passwords, else `local`."""
+    auth_header: str | None = Field(None, pattern="^[A-Za-z0-9-]+$")
+    """The request header in which a proxy names the user; the proxy must drop the clients' own."""
+    admins: Names = ()
+    """Users of a proxy or of OAuth who may sync, switch the model and see `/stats`."""
+    hosts: Names = ()
+    """Host names that the chat answers to besides loopback, as `chat.example.org`; `*` is any."""
+    metrics_token: SecretStr | None = None
+    """What a reader of `/metrics` sends as bearer token. Unset: it answers on loopback only."""
+    max_waiting: int = Field(3, ge=1)
+    """Questions of one user that may wait at once."""
+    max_questions_per_minute: int = Field(30, ge=1)
+    """Questions of one user in a minute."""
+    grace_s: float = Field(20.0, ge=0)
+    """Seconds after a tab is closed until its answer is stopped."""
     switch_model: bool = True
-    """Whether a reader may switch the language model, for everyone."""
+    """Whether an admin may switch the language model, for everyone."""
 
 
 class Settings(BaseSettings):
@@ -293,6 +316,12 @@ def _first_mistake(error: ErrorDetails) -> SettingsError:
     if error["type"] == "extra_forbidden":
         known = {f"{group}.{leaf}" for group, leaf, _, _ in leaves()} | set(Settings.model_fields)
         return SettingsError.unknown(name, known, where=f"An argument or {Path(_TOML)}")
-    is_secret = not {"storage_options", "api_key", "base_url"}.isdisjoint(path)
+    is_secret = not {
+        "storage_options",
+        "api_key",
+        "base_url",
+        "database",
+        "metrics_token",
+    }.isdisjoint(path)
     shown = "a secret value" if is_secret else repr(error["input"])
     return SettingsError(f"Setting {name!r} is {shown}: {error['msg'].lower()}.")
