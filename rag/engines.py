@@ -137,13 +137,14 @@ class TableChatEngine(BaseChatEngine):
         turns: What answers.
         history_turns: Earlier turns that are remembered. Of one more the older half is forgotten,
             not one each time: a prompt that begins as the last one did is not read again.
-        user: Whose questions these are, for the queue; None is somebody of its own.
+        caller: Whose questions these are, for the queue, and of which conversation; None is
+            somebody and something of its own.
     """
 
-    def __init__(self, turns: Turns, *, history_turns: int, user: str | None = None) -> None:
+    def __init__(self, turns: Turns, *, history_turns: int, caller: Caller | None = None) -> None:
         self._turns, self._history_turns = turns, history_turns
-        conversation = uuid4().hex
-        self._caller = Caller(conversation if user is None else user, conversation)
+        alone = uuid4().hex
+        self._caller = caller or Caller(alone, alone)
         self._history: list[ChatMessage] = []
         self._generation = 0
         self._lock = threading.Lock()
@@ -160,7 +161,7 @@ class TableChatEngine(BaseChatEngine):
     def recall(self, chat_history: Sequence[ChatMessage]) -> None:
         """Remember this conversation instead; a turn still running is forgotten."""
         with self._lock:
-            self._history = list(chat_history)
+            self._history = self._recent(list(chat_history))
             self._generation += 1
 
     def events(
@@ -256,14 +257,16 @@ class TableChatEngine(BaseChatEngine):
             ChatMessage(role=MessageRole.USER, content=question),
             ChatMessage(role=MessageRole.ASSISTANT, content=answer.strip()),
         ]
-        n_most = self._history_turns
         with self._lock:
             if generation == self._generation:
-                history = [*self._history, *turn]
-                if len(history) > 2 * n_most:
-                    n_kept = min(n_most, n_most - n_most // 2 + 1)
-                    history = history[-2 * n_kept :] if n_kept else []
-                self._history = history
+                self._history = self._recent([*self._history, *turn])
+
+    def _recent(self, history: list[ChatMessage]) -> list[ChatMessage]:
+        n_most = self._history_turns
+        if len(history) <= 2 * n_most:
+            return history
+        n_kept = min(n_most, n_most - n_most // 2 + 1)
+        return history[-2 * n_kept :] if n_kept else []
 
 
 def _until_answering(events: Generator[Event, None, None]) -> Sequence[NodeWithScore]:

@@ -50,6 +50,10 @@ class Metrics:
             "rag_table_version", "Delta version last answered from", registry=registry
         )
         self._version.set(float("nan"))  # until there is one; 0 would be a version
+        self._lag = Gauge(
+            "rag_sync_lag_versions", "Delta versions the index is behind", registry=registry
+        )
+        self._lag.set(float("nan"))
         self._seconds = {
             name: Histogram(f"rag_{name}_seconds", told, registry=registry, buckets=_SECONDS)
             for name, told in (
@@ -89,6 +93,11 @@ class Metrics:
                 outcome = "refused" if turn.done.refused else "answered"
                 self._observe(turn.done)
             self._ended.labels(outcome).inc()
+
+    def stands(self, *, mirrored: int | None, latest: int | None) -> None:
+        """Take note of the version that the index mirrors and of the table's; None is unknown."""
+        is_unknown = mirrored is None or latest is None
+        self._lag.set(float("nan") if is_unknown else (latest or 0) - (mirrored or 0))
 
     def text(self) -> bytes:
         """Return all counts as Prometheus reads them; its type is `CONTENT_TYPE`."""

@@ -22,14 +22,17 @@ from rag.chat import TurnOptions, Turns
 from rag.engines import TableChatEngine
 from rag.errors import ModelError
 from rag.llm.call import Timings, Waiting
-from rag.metrics import Metrics
 from rag.progress import Progress
+from rag.provenance import RowView
 from rag.retrieval import Hit, TableRetriever
-from rag.web import server
-from rag.web.callbacks import Callbacks
-from rag.web.conversations import Conversations, MakeEngine
-from rag.web.models import Models
-from rag.web.preparation import Preparation
+from rag.settings import Settings
+from rag.table import ColumnFacts
+from rag.web import serve
+from rag.web.asking import Asking
+from rag.web.composer import Known
+from rag.web.conversations import MakeEngine
+from rag.web.core import Core
+from rag.wiring import Status
 
 WOLFSBANE = "For a werewolf at the mill you should use a silver dagger and a bundle of wolfsbane."
 NASTY = '<img src=x onerror="alert(1)"> ![x](http://evil.example/p.png) [y](javascript:alert(1))'
@@ -156,43 +159,93 @@ def script(prompt: str) -> str:
     return LONG if "long" in question else ANSWER
 
 
-def load(progress: Progress) -> MakeEngine:
-    """Take until there is a file `go`, so that a browser test sees the warm-up."""
-    progress("embedding", 120, 165)
-    while not Path("go").exists():
-        time.sleep(0.05)
-    return lambda: engine(script, seconds=0.02)
+class ScriptedCore(Core):
+    """Everything but the words of the model and the choice of rows is real."""
 
+    def __init__(self) -> None:
+        super().__init__(Settings())
+        self._script: Callable[[str], str] | str = script
 
-def switch(name: str, wanted: str, progress: Progress) -> MakeEngine:
-    """Load a model that says its own name; `broken` cannot be loaded."""
-    if wanted == "broken":
-        raise ModelError("Model 'broken' cannot be loaded.")
-    return lambda: engine(f"I am {wanted}.", seconds=0.02)
+    def load(self, progress: Progress) -> MakeEngine:
+        """Take until there is a file `go`, so that a browser test sees the warm-up."""
+        progress("embedding", 120, 165)
+        while not Path("go").exists():
+            time.sleep(0.05)
+        from rag.web import turn  # noqa: F401 – as the real one does
+
+        return self._engine
+
+    def switch(self, name: str, wanted: str, progress: Progress) -> MakeEngine:
+        """Load a model that says its own name; `broken` cannot be loaded."""
+        if wanted == "broken":
+            raise ModelError("Model 'broken' cannot be loaded.")
+        self._script = f"I am {wanted}."
+        return self._engine
+
+    def known_models(self) -> list[str]:
+        """Return a model, one in a folder, and one that cannot be loaded."""
+        return ["small", "folder/large", "broken"]
+
+    def know(self) -> Known:
+        """Return a column and two versions."""
+        stock = ColumnFacts("in_stock", "boolean")
+        return Known([stock], [(3, None), (2, None)])
+
+    def status(self) -> Status:
+        """Say that the table has moved on."""
+        return Status(
+            table_uri="data/shop",
+            table_version=5,
+            table_problem=None,
+            index_uri="data/index",
+            index_version=3,
+            n_rows=2,
+            n_nodes=2,
+            n_blank=0,
+            embedding_model="words",
+            llm="small",
+            index_bytes=0,
+            models_bytes=0,
+            mirrored_versions=[2, 3],
+            changed={"added": 340, "updated": 0, "deleted": 0},
+            building=None,
+            problem=None,
+        )
+
+    def row(self, key: str, version: int | None) -> RowView:
+        """Return a row that was deleted since."""
+        found = next(h for h in HITS if h.node.metadata["row_key"] == key)
+        ours = {"table_uri", "table_version", "row_key"}
+        return RowView(
+            table_uri="data/shop",
+            table_version=version or 3,
+            row_key=key,
+            row_version=1,
+            text=found.text,
+            columns={k: v for k, v in found.node.metadata.items() if k not in ours},
+            read_from="table",
+            latest_version=5,
+            fate="deleted",
+            changes=[],
+        )
+
+    def hits(self, query: str, asking: Asking) -> list[Hit]:
+        """Return the same rows whatever is searched for."""
+        return list(HITS)
+
+    def examples(self, n: int) -> tuple[str, ...]:
+        """Return a question to begin with."""
+        return ("What helps against a werewolf?",)
+
+    def _engine(self, asking: Asking, *, user: str, conversation: str) -> TableChatEngine:
+        pace = Path("pace")
+        return engine(self._script, seconds=float(pace.read_text()) if pace.exists() else 0.02)
 
 
 def main() -> None:
     """Serve the scripted chat."""
-    preparation, conversations, metrics = Preparation(load), Conversations(), Metrics()
-    models = Models(
-        "small",
-        known=lambda: ("small", "folder/large", "broken"),
-        switch=switch,
-        preparation=preparation,
-        conversations=conversations,
-    )
-    server.install(
-        "Test & Shop",
-        state=lambda: (preparation.is_ready, preparation.state),
-        metrics=metrics,
-    )
-    Callbacks(
-        preparation,
-        lambda: ("What helps against a werewolf?",),
-        metrics=metrics,
-        conversations=conversations,
-        models=models,
-    ).register()
+    web = {"title": "Test & Shop", "max_questions_per_minute": 1000}
+    serve(Settings(web=web, llm={"model": "small"}), ScriptedCore())
 
 
 # Chainlit loads this file under its path, a test imports it under its name

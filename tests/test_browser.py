@@ -6,18 +6,12 @@ import contextlib
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from chat_server import serving
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from scripted_app import NASTY_ROW, TEXTS, WOLFSBANE
@@ -40,48 +34,6 @@ CHIP = 'a[href^="#cite-"]'
 
 
 # --- the server and the browser --------------------------------------------------------------
-
-
-@contextmanager
-def serving(app: Path, folder: Path) -> Iterator[str]:
-    """Run the chat as a person does, in a working directory of its own; yield its address."""
-    shutil.copytree(ROOT / ".chainlit", folder / ".chainlit", dirs_exist_ok=True)
-    shutil.copy(ROOT / "chainlit.md", folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "chainlit", "run", str(app), "--headless"]
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAG_", "CHAINLIT_"))}
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            cwd=folder,
-            env={**env, "PYTHONPATH": str(ROOT)},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            _wait_for(f"http://127.0.0.1:{port}/healthz", server, folder)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
-
-
-def _wait_for(url: str, server: subprocess.Popen[bytes], folder: Path) -> None:
-    for _ in range(600):
-        assert server.poll() is None, (folder / "server.log").read_text()
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-        else:
-            return
-    pytest.fail((folder / "server.log").read_text())
 
 
 @pytest.fixture(scope="module")

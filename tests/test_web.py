@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import chainlit as cl
 import chainlit.server
 import chainlit.socket as chainlit_socket
 import pytest
@@ -39,6 +41,7 @@ from scripted_app import (
     NASTY_ROW,
     TEXTS,
     FixedRetriever,
+    ScriptedCore,
     SlowLLM,
     engine,
     hit,
@@ -46,18 +49,24 @@ from scripted_app import (
 from starlette.testclient import TestClient
 
 import rag.web
+from rag.accounts import Accounts
 from rag.citation import Citation
 from rag.errors import ModelError, TableEmpty
 from rag.llm.call import Timings, Waiting
 from rag.metrics import CONTENT_TYPE, Metrics, Outcome
 from rag.progress import Progress
 from rag.settings import Settings
-from rag.web import rows, server
-from rag.web.callbacks import GONE, NEUTRAL, Callbacks
+from rag.web import people, rows, server
+from rag.web.callbacks import GONE, NEUTRAL, Callbacks, Parts
+from rag.web.composer import Composer, Known
 from rag.web.conversations import Conversations, MakeEngine
 from rag.web.guard import Guard, plain, plain_line
+from rag.web.limits import Limits
 from rag.web.models import Models, Switch
+from rag.web.people import Person
 from rag.web.preparation import Preparation
+from rag.web.running import Running
+from rag.web.watching import Watch
 
 ROOT = Path(__file__).parent.parent
 
@@ -79,9 +88,14 @@ class Page:
             emit_call=self._emit,
             user_env={},
             client_type="webapp",
+            user=cl.User("local", metadata={"is_admin": True}),
+            environ={"asgi.scope": {"type": "http", "headers": []}},
         )
         self.preparation: Preparation[MakeEngine] = Preparation(make)
         self.metrics, self.conversations = Metrics(), Conversations()
+        self.watch, self.limits = Watch(20.0), Limits(100, 1000)
+        self.person, self.known = Person("local", is_admin=True), Known()
+        self.folder = Path(tempfile.mkdtemp())
         self.models = None if switch is None else self._models(switch)
         self.register()
 
@@ -96,13 +110,25 @@ class Page:
 
     def register(self) -> None:
         """Make this page's callbacks Chainlit's."""
-        self.callbacks = Callbacks(
-            self.preparation,
-            lambda: ("What?",),
-            metrics=self.metrics,
+
+        async def identify(_connection: object) -> Person:
+            return self.person
+
+        people.identify_by(identify)
+        self.composer = Composer(lambda: self.known, self.models)
+        core = ScriptedCore()
+        accounts = Accounts(str(self.folder / "chats.db"))
+        parts = Parts(
+            preparation=self.preparation,
             conversations=self.conversations,
+            metrics=self.metrics,
+            composer=self.composer,
+            watch=self.watch,
+            limits=self.limits,
+            run=Running(core, self.composer, accounts, title="Test").run,
             models=self.models,
         )
+        self.callbacks = Callbacks(parts, lambda: ("What?",))
         self.callbacks.register()
 
     def beside(self) -> Page:
@@ -110,6 +136,7 @@ class Page:
         page = Page(lambda _: None)
         page.preparation, page.models = self.preparation, self.models
         page.metrics, page.conversations = self.metrics, self.conversations
+        page.watch, page.limits = self.watch, self.limits
         page.register()
         self.tabs.append(page)
         return page
@@ -203,7 +230,7 @@ def open_page() -> Iterator[Callable[..., Page]]:
     pages: list[Page] = []
 
     def make(what: Any = ANSWER, *, switch: Switch | None = None, **options: Any) -> Page:
-        load = what if callable(what) else lambda _: lambda: engine(what, **options)
+        load = what if callable(what) else lambda _: lambda *_, **__: engine(what, **options)
         pages.append(Page(load, switch))
         init_ws_context(pages[-1].session)
         return pages[-1]
@@ -320,7 +347,7 @@ async def test_a_conversation_keeps_one_engine(open_page) -> None:
 
 async def test_an_edited_question_is_answered_and_the_old_one_forgotten(open_page) -> None:
     made = engine(ANSWER)
-    page = open_page(lambda _: lambda: made)
+    page = open_page(lambda _: lambda *_, **__: made)
     await page.ask("What helps?")
     await page.edit("What helps against a vampire?")
     assert [m.content for m in made.chat_history[::2]] == ["What helps against a vampire?"]
@@ -329,7 +356,7 @@ async def test_an_edited_question_is_answered_and_the_old_one_forgotten(open_pag
 
 async def test_an_edit_goes_back_to_where_the_question_was_asked(open_page) -> None:
     made = engine(ANSWER)
-    page = open_page(lambda _: lambda: made)
+    page = open_page(lambda _: lambda *_, **__: made)
     for question in ("What helps?", "And against a vampire?", "And against a ghoul?"):
         await page.ask(question)
     await page.edit("And against a lich?")
@@ -351,7 +378,7 @@ async def test_an_edit_that_the_server_has_forgotten_is_answered_with_a_sentence
 
 async def test_stop_keeps_the_partial_answer_and_stops_the_model(open_page) -> None:
     made = engine(LONG, seconds=0.01)
-    page = open_page(lambda _: lambda: made)
+    page = open_page(lambda _: lambda *_, **__: made)
     task = page.ask("A long one")
     await page.until(lambda: sum(e == "stream_token" for e, _ in page.emitted) > 3)
     await page.stop()
@@ -398,7 +425,7 @@ async def test_stop_during_the_search(open_page) -> None:
 
 
 async def test_stop_works_on_an_edited_question(open_page) -> None:
-    page = open_page(lambda _: lambda: engine(LONG, seconds=0.01))
+    page = open_page(lambda _: lambda *_, **__: engine(LONG, seconds=0.01))
     first = page.ask("A long one")
     await page.until(lambda: any(e == "stream_token" for e, _ in page.emitted))
     await page.stop()
@@ -416,7 +443,7 @@ async def test_stop_while_warming_up_leaves_the_load_alone(open_page) -> None:
 
     def load(_: Any) -> MakeEngine:
         go.wait(20)
-        return lambda: engine(ANSWER)
+        return lambda *_, **__: engine(ANSWER)
 
     page = open_page(load)
     task = page.ask("What?")
@@ -449,7 +476,7 @@ async def test_an_unforeseen_error_is_neutral_and_logged(open_page, caplog) -> N
     def script(_: str) -> str:
         raise ZeroDivisionError("secret detail")
 
-    page = open_page(lambda _: lambda: engine(script))
+    page = open_page(lambda _: lambda *_, **__: engine(script))
     await page.ask("What?")
     assert page.errors() == [NEUTRAL]
     assert "secret detail" not in json.dumps(page.emitted)
@@ -470,7 +497,7 @@ async def test_an_error_in_mid_answer_keeps_what_was_written(open_page) -> None:
                     raise TableEmpty("data/shop", 3, 0)
 
     made.aevents = events  # type: ignore[method-assign]
-    page = open_page(lambda _: lambda: made)
+    page = open_page(lambda _: lambda *_, **__: made)
     await page.ask("What?")
     assert page.answers()[0].startswith("word")
     assert "has nothing to index" in page.errors()[0]
@@ -538,7 +565,7 @@ class BrokenQueueLLM(SlowLLM):
 async def test_a_failure_while_waiting_takes_the_place_away(open_page) -> None:
     made = engine(ANSWER)
     made._turns._llm = BrokenQueueLLM(queue=QUEUE)
-    page = open_page(lambda _: lambda: made)
+    page = open_page(lambda _: lambda *_, **__: made)
     await page.ask("What helps?")
     assert "before yours" in json.dumps(page.emitted)
     assert page.answers() == page.errors()
@@ -631,7 +658,7 @@ def says_its_name(name: str, wanted: str, progress: Progress) -> MakeEngine:
     """Load a model that says what it is; `broken` cannot be loaded."""
     if wanted == "broken":
         raise ModelError("Model 'broken' cannot be loaded.")
-    return lambda: engine(f"I am {wanted}.")
+    return lambda *_, **__: engine(f"I am {wanted}.")
 
 
 async def test_the_models_to_choose_from_are_offered(open_page) -> None:
@@ -680,7 +707,7 @@ async def test_nobody_holds_the_engine_of_before(open_page) -> None:
     def switch(name: str, wanted: str, progress: Progress) -> MakeEngine:
         gc.collect()
         gone.append(made[0]() is None)
-        return lambda: engine("New.")
+        return lambda *_, **__: engine("New.")
 
     page = open_page(load, switch=switch)
     await page.ask("What helps?")
@@ -746,7 +773,7 @@ async def test_switches_at_once_are_done_one_after_the_other(open_page) -> None:
         time.sleep(0.05)
         order.append((name, wanted))
         running.release()
-        return lambda: engine(f"I am {wanted}.")
+        return lambda *_, **__: engine(f"I am {wanted}.")
 
     page = open_page(switch=switch)
     await page.open()
@@ -797,7 +824,7 @@ async def test_an_early_question_sees_the_progress_and_then_its_answer(open_page
     def load(progress: Any) -> MakeEngine:
         progress("embedding", 120, 165)
         go.wait(20)
-        return lambda: engine(ANSWER)
+        return lambda *_, **__: engine(ANSWER)
 
     page = open_page(load)
     task = page.ask("What?")
@@ -815,7 +842,7 @@ async def test_a_failed_load_is_told_and_tried_again_by_the_next_question(open_p
     def load(_: Any) -> MakeEngine:
         if next(attempts) < 2:
             raise TableEmpty("data/shop", 3, 0)
-        return lambda: engine(ANSWER)
+        return lambda *_, **__: engine(ANSWER)
 
     page = open_page(load)
     await page.callbacks.on_startup()
@@ -978,7 +1005,7 @@ def test_title_and_starters_can_be_set() -> None:
 
 async def test_starters_are_offered() -> None:
     callbacks = Callbacks(
-        Preparation(lambda _: lambda: engine(ANSWER)),
+        Preparation(lambda _: lambda *_, **__: engine(ANSWER)),
         lambda: ("A?", "B?"),
         metrics=Metrics(),
         conversations=Conversations(),

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from rag import wiring
-from rag.cli import answering, doctoring, evaluating, mirroring, models, serving
+from rag.cli import accounts, answering, doctoring, evaluating, mirroring, models, serving
 from rag.cli.terminal import Json, brief, err, out, print_json
 from rag.errors import RagError
 from rag.settings import Settings, leaves, variable
@@ -79,6 +79,8 @@ app.command(name="eval")(evaluating.evaluate)
 app.command()(doctoring.doctor)
 app.add_typer(models.app, name="models")
 app.command()(serving.serve_model)
+app.add_typer(accounts.user_app, name="user")
+app.add_typer(accounts.feedback_app, name="feedback")
 
 
 @app.command(name="settings")

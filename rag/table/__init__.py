@@ -20,6 +20,7 @@ from llama_index.core.schema import Document
 from rag.errors import RowKeyError, TableError
 from rag.table.batches import Rows, frames, storable
 from rag.table.contents import BadKeys, Contents, Wanted, read_contents
+from rag.table.facts import ColumnFacts, column_facts, titles
 from rag.table.feed import (
     CHANGE,
     VERSION,
@@ -37,6 +38,7 @@ __all__ = [
     "DEFAULT_KEY",
     "RESERVED",
     "Change",
+    "ColumnFacts",
     "Contents",
     "FeedUnreadable",
     "OnBadKey",
@@ -185,7 +187,22 @@ class Snapshot:
         """
         kinds = {f.name: str(getattr(f.type, "type", "")) for f in self.delta.schema().fields}
         where = predicate(key, {c: kinds[c] for c in self.key}) if self.key else None
-        return find(key, columns=self.key, template=self.template, scan=lambda: self._frames(where))
+        return find(
+            key, columns=self.key, template=self.template, scan=lambda: self._frames(where=where)
+        )
+
+    def facts(self) -> list[ColumnFacts]:
+        """Return what of its columns a reader can filter by, in order; it reads all rows.
+
+        Raises:
+            TableError: the table needs a feature that the reader lacks, or a file is missing.
+        """
+        # a key of one column names a row, which nobody filters by
+        return column_facts(self._frames, without=self.key if len(self.key) == 1 else ())
+
+    def titles(self, n: int, *, max_chars: int) -> list[str]:
+        """Return what some rows are called, see `rag.table.facts`; it reads all rows."""
+        return titles(self._frames, self.template, n, max_chars=max_chars)
 
     def n_rows(self) -> int:
         """Return how many rows the log says there are; 0 when it does not say."""
@@ -201,12 +218,16 @@ class Snapshot:
         assert isinstance(frame, pl.DataFrame)
         return frame.with_columns(storable(frame.schema)).to_arrow().schema
 
-    def _frames(self, where: str | None = None) -> Iterator[pl.DataFrame]:
+    def _frames(
+        self, columns: Sequence[str] | None = None, *, where: str | None = None
+    ) -> Iterator[pl.DataFrame]:
+        wanted = None if columns is None else list(columns)
+
         def failure(error: BaseException) -> TableError:
             features = self.delta.protocol().reader_features or ()
             return unreadable(self.uri, self.version, error, features)
 
-        yield from frames(lambda: self.delta.scan(predicate=where), failure)
+        yield from frames(lambda: self.delta.scan(wanted, where), failure)
 
     def _feed(self, since: int) -> Iterator[pl.DataFrame]:
         if since >= self.version:

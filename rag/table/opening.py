@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from deltalake import DeltaTable
@@ -54,6 +55,24 @@ def open_delta(uri: str, version: int | None, options: dict[str, str] | None) ->
             raise failure from e
         # what is wrong with the latest version is wrong with the table
         raise VersionNotFound(uri, version, open_delta(uri, None, options).version()) from e
+
+
+def commit_times(latest: DeltaTable, n: int) -> dict[int, datetime]:
+    """Return when the last `n` versions were committed, as far as the log tells.
+
+    Args:
+        latest: The table at its latest version: at an older one deltalake counts them wrong.
+        n: On object storage each is a request.
+    """
+    try:
+        commits = latest.history(n)
+    except FAILURES:
+        return {}
+    return {
+        c["version"]: datetime.fromtimestamp(c["timestamp"] / 1000, UTC)
+        for c in commits
+        if isinstance(c.get("timestamp"), int)
+    }
 
 
 def has_feed(uri: str) -> bool:

@@ -7,144 +7,125 @@ a traceback for the log.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import chainlit as cl
 from chainlit.config import config
-from chainlit.input_widget import Select
 
-from rag.errors import RagError
+from rag.errors import ModelError, RagError
 from rag.metrics import Metrics
-from rag.progress import Progress
-from rag.settings import Settings
 from rag.web.answer import Answer
-from rag.web.conversations import Conversation, Conversations, MakeEngine
+from rag.web.commands import Command, parse
+from rag.web.composer import MODEL, Composer
+from rag.web.conversations import Conversation, Conversations, MakeEngine, turns_of
 from rag.web.guard import plain
+from rag.web.limits import Limits
 from rag.web.models import Models
+from rag.web.people import person_here, person_now
 from rag.web.preparation import Preparation
+from rag.web.watching import Watch
 
 NEUTRAL = "Something went wrong on our side; the log of the server says what. Please ask again."
 GONE = "That message is no longer part of this chat; please ask it again."
+ADMINS = "Only an admin may switch the model."
 
 _PATIENCE_S = 0.2
 """A load that ends within this time is not announced."""
 _REFRESH_S = 0.5
 _CONVERSATION = "conversation"
-_OFFERED = "offered"
-"""The model that the reader's settings name as the current one."""
-_MODEL = "model"
+_TOLD = "told"
+"""The problem with keeping chats that the reader has been told."""
 
 _log = logging.getLogger(__name__)
 
 Ask = Callable[[cl.Message], Awaitable[None]]
+Run = Callable[[Command, cl.Message], Awaitable[None]]
 
 
-def load(settings: Settings, progress: Progress) -> MakeEngine:
-    """Prepare everything and return what makes the engine of a session; blocks for seconds.
+@dataclass(frozen=True)
+class Parts:
+    """What the callbacks hand on to."""
 
-    Raises:
-        RagError: the table, the index or a model cannot be used.
-    """
-    # imported here because torch, LanceDB and LlamaIndex take 10 s, and the port opens before
-    from rag import wiring
-    from rag.web import turn  # noqa: F401 – loaded now, so that the first question is not late
-
-    wiring.prepare(settings, progress)
-    return partial(wiring.chat_engine, settings)
-
-
-def known_models(settings: Settings) -> list[str]:
-    """Return the names of the language models that are on this machine.
-
-    Blocks: it looks at files, and at first imports what knows them.
-    """
-    from rag import wiring
-
-    here = ("yes", "package")
-    models = wiring.known_models(settings)
-    return [m.name for m in models if m.kind == "language" and m.installed in here]
-
-
-def switch(settings: Settings, name: str, wanted: str, progress: Progress) -> MakeEngine:
-    """Load another language model instead of one, and return what makes engines with it; blocks.
-
-    Raises:
-        RagError: it cannot be loaded; the one before is loaded again.
-    """
-    from rag import wiring
-    from rag.wiring.answering import switch_llm, with_llm
-
-    changed = switch_llm(with_llm(settings, name), wanted, progress)
-    return partial(wiring.chat_engine, changed)
+    preparation: Preparation[MakeEngine]
+    """Loads what makes engines."""
+    conversations: Conversations
+    metrics: Metrics
+    composer: Composer
+    watch: Watch
+    limits: Limits
+    run: Run
+    """Does what a command says."""
+    models: Models | None = None
+    """The models to choose from; None where there is no choice."""
+    problem: Callable[[], str | None] = lambda: None
+    """Says why chats are not kept; None while they are."""
 
 
 class Callbacks:
-    """What happens when the server starts, a person asks, edits, presses Stop or switches.
+    """What happens when the server starts, a person comes, asks, edits, presses Stop or leaves.
 
     Args:
-        preparation: Loads what makes engines.
-        starters: Returns the questions offered at the start.
-        metrics: Where questions are counted.
-        conversations: Where engines are kept.
-        models: The models that a reader may choose from; None where there is no choice.
+        parts: What does the work.
+        starters: Returns the questions offered at the start; blocks.
     """
 
-    def __init__(
-        self,
-        preparation: Preparation[MakeEngine],
-        starters: Callable[[], tuple[str, ...]],
-        *,
-        metrics: Metrics,
-        conversations: Conversations,
-        models: Models | None = None,
-    ) -> None:
+    def __init__(self, parts: Parts, starters: Callable[[], tuple[str, ...]]) -> None:
         """Keep what the callbacks need; `register` makes them Chainlit's."""
-        self._preparation, self._starters, self._metrics = preparation, starters, metrics
-        self._conversations, self._models = conversations, models
+        self._parts, self._starters = parts, starters
 
     def register(self) -> None:
         """Make these Chainlit's callbacks."""
         cl.on_app_startup(self.on_startup)
+        cl.on_chat_start(self.on_chat_start)
+        cl.on_chat_resume(self.on_chat_resume)
+        cl.on_chat_end(self.on_chat_end)
         cl.on_message(self.on_message)
         config.code.on_message = _unless_gone(config.code.on_message)
         cl.on_stop(self.on_stop)
+        cl.on_settings_update(self.on_settings_update)
         cl.set_starters(self.starters)
-        if self._models is not None:
-            cl.on_chat_start(self.on_chat_start)
-            cl.on_settings_update(self.on_settings_update)
 
     async def on_startup(self) -> None:
         """Begin to load and return at once: the port opens only after this."""
-        self._preparation.begin()
+        self._parts.preparation.begin()
 
     async def on_chat_start(self) -> None:
-        """Offer the models to choose from."""
-        if self._models is not None:
-            await self._offer(self._models)
+        """Offer what can be set before the first question."""
+        async with _telling(Answer()):
+            await self._parts.composer.offer()
+
+    async def on_chat_resume(self, thread: Mapping[str, Any]) -> None:
+        """Take a kept conversation up again, and follow what is being written in it."""
+        async with _telling(Answer()):
+            await self._conversation().recall(turns_of(thread.get("steps") or []))
+            self._parts.watch.came()
+            await self._parts.composer.offer()
+
+    async def on_chat_end(self) -> None:
+        """Stop what nobody looks at any more; a page that is reloaded comes back in time."""
+        self._parts.watch.left()
 
     async def on_settings_update(self, settings: dict[str, Any]) -> None:
-        """Let the chosen model answer everyone; Chainlit shows what is raised here as it is."""
-        assert self._models is not None, "registered only where there is a choice"
-        choice = str(settings.get(_MODEL))
-        if choice == self._models.current:
-            return
-        try:
-            await self._use(self._models, choice)
-            await cl.context.emitter.send_toast(f"{choice} answers from now on.", "success")
-        except RagError as e:
-            _log.info("Told the reader: %s", e, exc_info=e)
-            await Answer().failed(str(e))
-        except Exception:  # noqa: BLE001 – the room's outermost handler
-            _log.exception("The model could not be switched")
-            await Answer().failed(NEUTRAL)
-        await self._offer(self._models)
+        """Take the filters, and let an admin's model answer everyone."""
+        async with _telling(Answer()):
+            choice = settings.get(MODEL)
+            models = self._parts.models
+            if models is not None and choice is not None and choice != models.current:
+                await self._use(models, str(choice))
+        async with _telling(Answer()):
+            await self._parts.composer.offer()
 
     async def starters(self) -> list[cl.Starter]:
         """Return the questions offered on the welcome page."""
-        texts = await asyncio.to_thread(self._starters)  # the demo's room imports polars
+        try:
+            texts = await asyncio.to_thread(self._starters)  # imports polars
+        except RagError as e:  # the first answer will say so
+            _log.info("No questions are offered: %s", e)
+            texts = ()
         return [cl.Starter(label=text, message=text) for text in texts]
 
     async def on_message(self, message: cl.Message) -> None:
@@ -152,17 +133,14 @@ class Callbacks:
         # Stop cancels this task; Chainlit sets it for a new message, but not for an edited one
         cl.context.session.current_task = asyncio.current_task()
         answer = Answer()
-        try:
-            await self._answer(message, answer)
-        except asyncio.CancelledError:
-            await answer.stopped()
-            raise
-        except RagError as e:
-            _log.info("Told the reader: %s", e, exc_info=e)
-            await answer.failed(str(e))
-        except Exception:  # noqa: BLE001 – the room's outermost handler
-            _log.exception("A question could not be answered")
-            await answer.failed(NEUTRAL)
+        async with _telling(answer):
+            is_admin = person_here().is_admin
+            command = parse(message.content, message.command, is_admin=is_admin)
+            if command is not None:
+                await self._parts.run(command, message)
+            else:
+                await self._answer(message, answer)
+        await self._tell_problem()
 
     async def on_stop(self) -> None:
         """Take back Chainlit's own note; the answer says by itself that it was stopped."""
@@ -171,51 +149,56 @@ class Callbacks:
                 await message.remove()
 
     async def _answer(self, message: cl.Message, answer: Answer) -> None:
-        if self._models is not None and cl.user_session.get(_OFFERED) != self._models.current:
-            await self._offer(self._models)  # another reader has switched
-        make = await self._loaded()
-        async with self._conversations.answering():
-            from rag.web.turn import show  # loaded by now; see `load`
+        parts, person = self._parts, person_here()
+        with parts.limits.question(person.name):
+            await parts.composer.offer(again=False)  # a sync, or another reader's switch
+            asking = parts.composer.asking(message.modes)
+            answer.asks(asking)
+            await parts.composer.tell(asking)
+            conversation = self._conversation()
+            async with conversation.turn:
+                make = await self._loaded()
+                async with parts.conversations.answering():
+                    from rag.web.turn import show  # loaded by now; see `core.load`
 
-            engine = await self._conversation().engine(make, message.id)
-            await show(engine.aevents(message.content), answer, self._metrics)
+                    engine = await conversation.engine(make, asking, message.id)
+                    with parts.watch.writing(answer):
+                        await show(engine.aevents(message.content), answer, parts.metrics)
 
     def _conversation(self) -> Conversation:
-        """Return what was said in this session."""
+        """Return what was said in the thread of this session."""
         found: Conversation | None = cl.user_session.get(_CONVERSATION)
         if found is None:
-            found = self._conversations.begin()
+            thread_id = cl.context.session.thread_id
+            found = self._parts.conversations.of(thread_id, user=person_here().name)
             cl.user_session.set(_CONVERSATION, found)
         return found
 
-    async def _offer(self, models: Models) -> None:
-        """Show the models to choose from in the settings, where there is a choice."""
-        choices, current = await models.choices(), models.current
-        cl.user_session.set(_OFFERED, current)
-        if len(choices) > 1:
-            told = "It answers everyone on this server."
-            select = Select(
-                id=_MODEL,
-                label="Language model",
-                values=choices,
-                initial_value=current,
-                description=told,
-            )
-            await cl.ChatSettings([select]).send()
-
     async def _use(self, models: Models, choice: str) -> None:
         """Switch the model, telling the reader how far it is."""
+        person = await person_now()
+        if person is None or not person.is_admin:
+            raise ModelError(ADMINS)
         await self._loaded()
         task = asyncio.create_task(models.use(choice))
         await self._until_done(task)
         await task
+        await cl.context.emitter.send_toast(f"{choice} answers from now on.", "success")
+
+    async def _tell_problem(self) -> None:
+        """Say once that chats are not kept, while that is so."""
+        problem = self._parts.problem()
+        if problem != cl.user_session.get(_TOLD):
+            cl.user_session.set(_TOLD, problem)
+            if problem is not None:
+                await cl.context.emitter.send_toast(problem, "warning")
 
     async def _loaded(self) -> MakeEngine:
         """Return what the preparation made, telling the reader how far it is.
 
         Nothing is awaited between the end of the load and the return: what is returned is current.
         """
-        while not (task := self._preparation.begin()).done():
+        while not (task := self._parts.preparation.begin()).done():
             await self._until_done(task)
             await asyncio.shield(task)
         return task.result()
@@ -237,7 +220,23 @@ class Callbacks:
             await note.remove()
 
     def _progress(self) -> str:
-        return f"Warming up: {plain(self._preparation.state)}"
+        return f"Warming up: {plain(self._parts.preparation.state)}"
+
+
+@contextlib.asynccontextmanager
+async def _telling(answer: Answer) -> AsyncIterator[None]:
+    """Say in an answer how it failed; Chainlit shows nothing of what is raised in a callback."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        await answer.stopped()
+        raise
+    except RagError as e:
+        _log.info("Told the reader: %s", e, exc_info=e)
+        await answer.failed(str(e))
+    except Exception:  # noqa: BLE001 – the room's outermost handler
+        _log.exception("Something could not be done for a reader")
+        await answer.failed(NEUTRAL)
 
 
 def _unless_gone(on_message: Ask) -> Ask:

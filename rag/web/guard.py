@@ -37,11 +37,18 @@ class Guard:
 
     def chip(self, n: int) -> str:
         """Return the link that `Sources.jsx` turns into the citation chip of source `n`."""
-        # a space that does not break: the chip stays with its sentence, and a `!` before it
-        # cannot make an image of the link
+        return self._link(f'[{n}](#cite-{n} "Open source {n}")')
+
+    def unfounded(self) -> str:
+        """Return the link that marks a sentence which says what stands in no row."""
+        return self._link('[?](#unfounded "Not in the table")')
+
+    def _link(self, link: str) -> str:
+        # a space that does not break: the link stays with its sentence, and a `!` before it
+        # cannot make an image of it
         glue = "" if self._in_indent or self._before[-1:].isspace() else _NO_BREAK
         self._before, self._in_indent, self._in_number = ")", False, False
-        return f'{glue}[{n}](#cite-{n} "Open source {n}")'
+        return glue + link
 
     def _character(self, raw: str) -> str:
         ch = _SUBSTITUTES.get(raw, raw)

@@ -1,7 +1,7 @@
-"""Hits as the plain values that the cards, the panel and the search step show.
+"""Hits and rows as the plain values that the cards, the panel, the row's page and the step show.
 
-Knows hits and JSON; does not know Chainlit. The cards (`public/elements/*.jsx`) print these values
-as text; what goes into the Markdown of the step passes `guard` first.
+Knows hits, rows and JSON; does not know Chainlit. The cards (`public/elements/*.jsx`) print these
+values as text; what goes into the Markdown of the step passes `guard` first.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from rag.web.guard import plain_line
 
-if TYPE_CHECKING:  # both load LlamaIndex, which takes seconds; the port opens before that
+if TYPE_CHECKING:  # all load LlamaIndex, which takes seconds; the port opens before that
     from rag.citation import Citation
+    from rag.provenance import RowView
     from rag.retrieval import Hit
 
 _OURS = ("table_uri", "table_version", "row_key", "row_version")
@@ -54,6 +55,62 @@ def _card(n: int, hit: Hit, spans: list[tuple[int, int]]) -> dict[str, Any]:
         "version": metadata["table_version"],
         "row": str(metadata["row_key"]),
     }
+
+
+def row_card(view: RowView, *, title: str = "") -> dict[str, Any]:
+    """Return the card of one row that nobody searched for, so that it has no relevance.
+
+    Args:
+        view: The row, as it was in a version.
+        title: What the card is headed with; empty is its key.
+    """
+    return {
+        "n": 1,
+        "title": title or f"Row {view.row_key}",
+        "relevance": None,
+        "is_cited": False,
+        "segments": segments(view.text, ()),
+        "columns": _columns(view),
+        "table": table_name(view.table_uri),
+        "version": view.table_version,
+        "row": view.row_key,
+    }
+
+
+def row_values(view: RowView) -> dict[str, Any]:
+    """Return a row and what became of it, as JSON holds it; `sentence` says the fate in words."""
+    return {
+        "key": view.row_key,
+        "version": view.table_version,
+        "latest": view.latest_version,
+        "fate": view.fate,
+        "sentence": fate_sentence(view),
+        "changes": [
+            {"name": change.name, "before": shown(change.before), "after": shown(change.after)}
+            for change in view.changes
+        ],
+        "columns": _columns(view),
+        "text": view.text,
+        "table": table_name(view.table_uri),
+    }
+
+
+def fate_sentence(view: RowView) -> str:
+    """Return in one sentence what became of a row since the version that it is shown in."""
+    was, now = f"v{view.table_version}", f"v{view.latest_version}"
+    match view.fate:
+        case "unchanged":
+            return f"Unchanged since {was}." if was == now else f"Unchanged from {was} to {now}."
+        case "changed":
+            return f"Changed since {was}: the table is at {now}."
+        case "deleted":
+            return f"Deleted since {was}: {now} of the table no longer holds it."
+        case "unknown":
+            return f"As of {was}. The table cannot be read now to tell whether it has changed."
+
+
+def _columns(view: RowView) -> list[list[str | None]]:
+    return [[name, shown(value)] for name, value in view.columns.items()]
 
 
 def _column(name: str) -> str:

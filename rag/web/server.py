@@ -7,97 +7,105 @@ questions and answers.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from hmac import compare_digest
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 import chainlit.config
 import chainlit.server
-from starlette.datastructures import MutableHeaders
+from chainlit.config import config
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from rag.metrics import CONTENT_TYPE, Metrics
+from rag.settings import WebSettings
+from rag.web import sockets
+from rag.web.gates import (
+    HEADERS,
+    BodyLimit,
+    Gate,
+    Hosts,
+    SecurityHeaders,
+    hostname,
+    is_forwarded,
+    is_loopback,
+)
+
+__all__ = ["HEADERS", "PUBLIC", "install"]
 
 PUBLIC = Path(__file__).parent / "public"
 
-HEADERS = {
-    # 'unsafe-eval' is what Chainlit's custom elements run by; images, fonts, media and sockets
-    # from elsewhere are what an injected row would call home with
-    "content-security-policy": "; ".join(
-        (
-            "default-src 'self'",
-            "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
-            "style-src 'self' 'unsafe-inline'",
-            "img-src 'self' data: blob:",
-            "media-src 'self' data: blob:",
-            "font-src 'self' data:",
-            "connect-src 'self' data: blob:",
-            "worker-src 'self' blob:",
-            "object-src 'none'",
-            "base-uri 'self'",
-            "frame-ancestors 'none'",
-            "form-action 'self'",
-        )
-    ),
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "permissions-policy": "camera=(), microphone=(), geolocation=()",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-}
-
 _EXTERNAL = re.compile(r"<(?:link|meta)\b[^>]*https?://[^>]*>\s*")
 _DOCS = {"/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
+_NO_METRICS = (
+    "The metrics are for this machine, or for whoever sends the bearer token that "
+    "RAG_WEB__METRICS_TOKEN sets.\n"
+)
 _INK = {"light": ("#3b2415", "#77583f"), "dark": ("#f3e6d0", "#bfa88a")}
 """Colours of the title and of the line below it, for each theme."""
 
 
-class SecurityHeaders:
-    """ASGI middleware: every response carries `HEADERS`."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        """Wrap `app`."""
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on, adding the headers where a response starts."""
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
-
-
-def install(title: str, *, state: Callable[[], tuple[bool, str]], metrics: Metrics) -> None:
+def install(
+    title: str,
+    *,
+    state: Callable[[], tuple[bool, str]],
+    metrics: Metrics,
+    settings: WebSettings | None = None,
+    routes: Sequence[Route] = (),
+) -> None:
     """Make Chainlit's server ours; safe to call again, as `chainlit run -w` does.
 
     Args:
         title: Name of the chat, in the page's title and on the welcome page.
         state: Returns whether questions can be answered, and where the preparation is.
         metrics: What `/metrics` tells.
+        settings: Host names, the token of `/metrics`, how much may be asked; None: the defaults.
+        routes: More routes; they ask for themselves who somebody is.
     """
+    settings = settings or WebSettings()
     app = chainlit.server.app
     # both modules hold the name; without this the folder would have to lie beside app.py
     chainlit.config.public_dir = str(PUBLIC)
     vars(chainlit.server)["public_dir"] = str(PUBLIC)
     # Chainlit writes the name into the page as it is
-    chainlit.config.config.ui.name = re.sub(r'[<>"]', "", title)
-    # an empty list means "no check" to engine.io; None means the own origin only
-    chainlit.server.sio.eio.cors_allowed_origins = None
-    if getattr(app.state, "is_rag", False):
-        return
-    app.state.is_rag = True
-    _without_other_hosts()
+    config.ui.name = re.sub(r'[<>"]', "", title)
+    hosts = Hosts(settings.hosts, config.run.host)
+    sockets.guard(hosts, per_minute=settings.max_questions_per_minute)
+    _put_gates(hosts)
     # in front of Chainlit's own: its last route answers every GET with the page
-    kept = [r for r in app.router.routes if getattr(r, "path", None) not in _DOCS]
-    app.router.routes[:] = [*_routes(title, state, metrics), *kept]
-    app.add_middleware(SecurityHeaders)
+    own = [_prefixed(route) for route in (*_routes(title, state, metrics, settings), *routes)]
+    earlier = getattr(app.state, "rag_routes", [])
+    kept = [
+        r for r in app.router.routes if r not in earlier and getattr(r, "path", "") not in _DOCS
+    ]
+    app.router.routes[:] = [*own, *kept]
+    app.state.rag_routes = own
+    if not getattr(app.state, "is_rag", False):
+        app.state.is_rag = True
+        _without_other_hosts()
+
+
+def _put_gates(hosts: Hosts) -> None:
+    """Put the gates around everything, also around what answers a crash."""
+    app = chainlit.server.app
+    if not hasattr(app.state, "chainlits_stack"):
+        app.state.chainlits_stack = app.build_middleware_stack
+
+    def with_gates() -> ASGIApp:
+        stack = BodyLimit(app.state.chainlits_stack(), chainlit.server.SOCKET_IO_PATH)
+        return SecurityHeaders(Gate(stack, hosts))
+
+    app.build_middleware_stack = with_gates
+    app.middleware_stack = None  # made anew for the next request
+
+
+def _prefixed(route: Route) -> Route:
+    """Return a route below `--root-path`, where Chainlit's own are."""
+    prefix = config.run.root_path
+    return Route(prefix + route.path, route.endpoint, methods=route.methods) if prefix else route
 
 
 def _without_other_hosts() -> None:
@@ -113,17 +121,24 @@ def _without_other_hosts() -> None:
     chainlit.server.get_html_template = own_page
 
 
-def _routes(title: str, state: Callable[[], tuple[bool, str]], metrics: Metrics) -> list[BaseRoute]:
+def _routes(
+    title: str, state: Callable[[], tuple[bool, str]], metrics: Metrics, settings: WebSettings
+) -> list[Route]:
     logos = {theme: _logo(title, theme) for theme in _INK}
 
     async def healthz(_request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
-    async def readyz(_request: Request) -> Response:
+    async def readyz(request: Request) -> Response:
         is_ready, at = state()
-        return JSONResponse({"is_ready": is_ready, "state": at}, 200 if is_ready else 503)
+        status = 200 if is_ready else 503
+        if not _is_operator(request, settings):  # a failure's sentence names tables and folders
+            at = "ready" if is_ready else "not ready"
+        return JSONResponse({"is_ready": is_ready, "state": at}, status)
 
-    async def counts(_request: Request) -> Response:
+    async def counts(request: Request) -> Response:
+        if not _is_operator(request, settings):
+            return Response(_NO_METRICS, 403, media_type="text/plain")
         return Response(metrics.text(), headers={"content-type": CONTENT_TYPE})
 
     async def favicon(_request: Request) -> Response:
@@ -133,18 +148,26 @@ def _routes(title: str, state: Callable[[], tuple[bool, str]], metrics: Metrics)
         theme = request.query_params.get("theme", "light")
         return Response(logos.get(theme, logos["light"]), media_type="image/svg+xml")
 
-    async def no_upload(_request: Request) -> Response:
-        # Chainlit's route reads the whole body before it says that uploads are off
-        return JSONResponse({"detail": "File upload is not enabled"}, 403)
-
     return [
         Route("/healthz", healthz),
         Route("/readyz", readyz),
         Route("/metrics", counts),
         Route("/favicon", favicon),
         Route("/logo", logo),
-        Route("/project/file", no_upload, methods=["POST"]),
     ]
+
+
+def _is_operator(request: Request, settings: WebSettings) -> bool:
+    """Whether a request comes from this machine itself, or carries the token of `/metrics`."""
+    sent = request.headers.get("authorization", "")
+    if settings.metrics_token is not None and compare_digest(
+        sent.encode(), f"Bearer {settings.metrics_token.get_secret_value()}".encode()
+    ):
+        return True
+    # behind a proxy of this machine every peer is loopback, but not what was asked for
+    peer = request.client.host if request.client else ""
+    is_here = is_loopback(peer) and is_loopback(hostname(request.headers.get("host", "")))
+    return is_here and not is_forwarded(request.headers)
 
 
 def _logo(title: str, theme: str) -> str:

@@ -9,7 +9,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator
 
-from rag.events import Answering, Cited, Done, Event, Searched, Token, Waiting, unfounded
+from rag.events import (
+    Answering,
+    Cited,
+    Done,
+    Event,
+    Flagged,
+    Searched,
+    Token,
+    Waiting,
+    unfounded,
+)
 from rag.metrics import Metrics
 from rag.web.answer import Answer
 
@@ -32,13 +42,14 @@ async def _show(event: Event, answer: Answer) -> None:
             await answer.waited()
             await answer.searched(event.query, event.hits, event.seconds)
         case Answering():
-            await answer.answering(event.sources)
+            await answer.answering(event.sources, refused=event.refused)
         case Token():
             await answer.waited()
             await answer.token(event.text)
         case Cited():
             await answer.cited(event.citation)
+        case Flagged():
+            await answer.flagged()
         case Done():
             await answer.waited()
-            await answer.done(unfounded(event))
-            await answer.took(event.timings)
+            await answer.done(event, unfounded(event))

@@ -8,6 +8,7 @@ from rag.wiring.evaluating import (
     plan_evaluation,
     read_questions,
 )
+from rag.wiring.facts import columns, examples, versions
 from rag.wiring.measuring import bench, server_name
 from rag.wiring.mirroring import (
     follow,
@@ -30,9 +31,11 @@ __all__ = [
     "Status",
     "bench",
     "chat_engine",
+    "columns",
     "documents",
     "draft_questions",
     "evaluate",
+    "examples",
     "figures",
     "follow",
     "index_uri",
@@ -52,5 +55,6 @@ __all__ = [
     "table_version",
     "use_model",
     "verify",
+    "versions",
     "write_demo",
 ]

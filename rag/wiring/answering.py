@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rag.chat import Turns
     from rag.engines import TableChatEngine, TableQueryEngine
     from rag.index import IndexState
+    from rag.llm.call import Caller
     from rag.retrieval import TableRetriever
     from rag.settings import Mode
     from rag.store import NodeStore
@@ -134,6 +135,7 @@ def chat_engine(
     *,
     filters: MetadataFilters | None = None,
     version: int | None = None,
+    caller: Caller | None = None,
 ) -> TableChatEngine:
     """Return a LlamaIndex chat engine: a conversation with memory, answers with citations.
 
@@ -141,12 +143,12 @@ def chat_engine(
         settings: Which index and models.
         filters: Only rows that match may answer.
         version: Delta version to ask, one of those mirrored; None is the settings' or the last.
+        caller: Who asks, and in which conversation; None is somebody and one of its own.
     """
     from rag.engines import TableChatEngine
 
-    return TableChatEngine(
-        _turns(settings, filters, version), history_turns=settings.chat.history_turns
-    )
+    turns = _turns(settings, filters, version)
+    return TableChatEngine(turns, history_turns=settings.chat.history_turns, caller=caller)
 
 
 def prepare(settings: Settings, progress: Progress = silent) -> None:
