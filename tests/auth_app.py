@@ -71,6 +71,7 @@ def main() -> None:
         try:
             with limits.question(here.name):
                 if message.content == "wait":
+                    await cl.Message(content="Waiting").send()
                     await asyncio.sleep(3600)
                 said = [here, await person_now()] if message.content == "who" else message.content
                 element = cl.CustomElement(name="Sources", props={"sources": []})

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import chainlit as cl
-import chainlit.server
 import polars as pl
 from conftest import World
 from scripted_app import NASTY_ROW, hit
@@ -151,10 +150,13 @@ def main() -> None:
     """Serve it."""
     shop = Shop(Path.cwd())
     hits = shop.hits()
-    server.install("Fantasy Shop", state=lambda: (True, "ready"), metrics=Metrics())
     library = pages.Library(shop.standing, shop.row, shop.sync, shop.synced)
-    own = pages.routes(library, person=person)
-    chainlit.server.app.router.routes[:0] = own
+    server.install(
+        "Fantasy Shop",
+        state=lambda: (True, "ready"),
+        metrics=Metrics(),
+        routes=pages.routes(library, person=person),
+    )
 
     @cl.set_starters
     async def starters() -> list[cl.Starter]:

@@ -664,6 +664,7 @@ def test_a_reader_picks_filters_a_version_and_a_command(page: Page) -> None:
 def test_charts_are_drawn_without_the_network(page: Page, theme: str) -> None:
     page.evaluate(f"localStorage.setItem('vite-ui-theme', '{theme}')")
     page.goto("/")
+    expect(page.locator("#mode-picker-trigger-asof")).to_be_visible()
     page.locator("#chat-input").fill("/stats ")
     page.keyboard.press("Enter")
     charts = page.locator(".js-plotly-plot")

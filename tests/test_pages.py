@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import colorsys
 import logging
 import threading
 from collections.abc import Callable
@@ -18,9 +19,11 @@ from front_app import NASTY_ROW, SILVER, TEMPLATE, Shop, person
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
+from starlette.requests import Request
 
-from rag.errors import IndexWriteError, TableNotFound
+from rag.errors import AccountsError, IndexWriteError, TableNotFound
 from rag.web import accents, pages, rows
+from rag.web.people import Person
 from rag.wiring import Status
 
 OWN = {"origin": "http://chat.test"}
@@ -219,6 +222,20 @@ async def test_a_failure_nobody_foresaw_is_neutral_and_logged(
     assert "secret" in caplog.text
 
 
+async def test_when_nobody_can_be_known_no_place_is_named(tmp_path: Path) -> None:
+    async def fail(request: Request) -> Person | None:
+        raise AccountsError("The file '/srv/chats.db' is locked.")
+
+    shop = Shop(tmp_path)
+    library = pages.Library(shop.standing, shop.row, shop.sync, shop.synced)
+    site = Site(shop)
+    site.app = Starlette(routes=pages.routes(library, person=fail))
+    for path in ("/rag/standing", "/row?key=fs-1"):
+        answer = await site.ask(path)
+        assert answer.status_code == 503
+        assert "/srv" not in answer.text
+
+
 class Read(HTMLParser):
     """A page as a reader has it: its text, and the names of its tags."""
 
@@ -343,8 +360,6 @@ def test_the_card_of_a_row_that_nobody_searched_for(tmp_path: Path) -> None:
 
 @given(st.integers(0, 0xFFFFFF), st.sampled_from(["light", "dark"]))
 def test_any_accent_can_be_read(colour: int, theme: str) -> None:
-    import colorsys
-
     hue, saturation, lightness = accents.readable(f"#{colour:06x}", theme).split()
     own = colorsys.hls_to_rgb(
         int(hue) / 360, int(lightness.rstrip("%")) / 100, int(saturation.rstrip("%")) / 100

@@ -62,7 +62,7 @@ def serving(folder: Path, app: Path = APP, **settings: str) -> Iterator[Server]:
         )
     server = Server(f"http://127.0.0.1:{port}", folder)
     try:
-        _wait_for(server, process)
+        _wait_for(server, process, settings.get("CHAINLIT_ROOT_PATH", ""))
         yield server
     finally:
         process.terminate()
@@ -73,11 +73,11 @@ def serving(folder: Path, app: Path = APP, **settings: str) -> Iterator[Server]:
             process.wait()
 
 
-def _wait_for(server: Server, process: subprocess.Popen[bytes]) -> None:
+def _wait_for(server: Server, process: subprocess.Popen[bytes], prefix: str) -> None:
     for _ in range(1200):
         assert process.poll() is None, server.log
         try:
-            if httpx.get(f"{server.url}/healthz", timeout=5).status_code == 200:
+            if httpx.get(f"{server.url}{prefix}/healthz", timeout=5).status_code == 200:
                 return
         except httpx.TransportError:
             time.sleep(0.1)
@@ -164,15 +164,17 @@ async def tab(
         "userEnv": "{}",
         "chatProfile": "",
     }
-    await client.connect(
-        server.url,
-        headers={"Cookie": cookie, **(headers or {})},
-        socketio_path="/ws/socket.io",
-        transports=["websocket"],
-        auth=auth,
-    )
     try:
+        await client.connect(
+            server.url,
+            headers={"Cookie": cookie, **(headers or {})},
+            socketio_path="/ws/socket.io",
+            transports=["websocket"],
+            auth=auth,
+        )
         await client.emit("connection_successful")
         yield page
     finally:
         await client.disconnect()
+        if client.eio.http is not None:  # the client forgets it when it is refused
+            await client.eio.http.close()

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,13 @@ class Database:
     def _prepare(self, connection: Any, _record: object) -> None:
         connection.isolation_level = None  # `_begin` begins; the driver would begin too late
         connection.create_function("lower", 1, _lower)  # SQLite's own knows ASCII only
+        try:
+            self._set_pragmas(connection)
+        except sqlite3.Error:
+            connection.close()  # the pool forgets a connection that fails here
+            raise
+
+    def _set_pragmas(self, connection: Any) -> None:
         cursor = connection.cursor()
         for pragma in (
             f"busy_timeout={int(self._patience_s * 1000)}",

@@ -93,5 +93,6 @@ class Outbox:
                 _log.exception("A write to the database of chats failed and is given up")
                 self.problem = "A part of this chat could not be kept; the log says why."
             else:
-                self.problem = None
+                if len(self._waiting) == 1:
+                    self.problem = None
             self._waiting.popleft()

@@ -5,15 +5,17 @@ Knows polars; does not know deltalake or filters: frames come in, a batch at a t
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+from operator import itemgetter
 from typing import Any, Literal
 
 import polars as pl
 
-from rag.template import Template, text_hash, text_of
+from rag.template import Template, text_hash
 
 MOST_CHOICES = 25
 """A text column of more distinct values is no choice."""
@@ -144,22 +146,25 @@ def titles(read: Read, template: Template, n: int, *, max_chars: int) -> list[st
     """Return what some rows are called, spread over the table, the same of the same rows.
 
     Args:
-        read: Reads the rows, the template's columns only.
+        read: Reads the rows, at most twice: the first batch, and of all the title alone.
         template: A title is its first column; where that holds no texts, the whole text.
         n: How many, at most; each once.
         max_chars: Titles up to this length are preferred, longer ones are cut.
     """
+    first = next(iter(read(template.columns)), None)
+    if first is None:
+        return []
+    named = template.columns[0]
+    is_text = isinstance(first.schema[named], pl.String)
+    text = pl.col(named) if is_text else template.text(first.schema)
+    line = text.fill_null("").str.replace_all(r"\s+", " ").str.strip_chars().alias("title")
     best: dict[str, tuple[bool, str]] = {}
-    for frame in read(template.columns):
-        named = template.columns[0]
-        is_text = isinstance(frame.schema[named], pl.String)
-        text = text_of(named, frame.schema[named]) if is_text else template.text(frame.schema)
-        lines = text.fill_null("").str.replace_all(r"\s+", " ").str.strip_chars().alias("title")
-        found = frame.select(lines).to_series().unique()
+    for frame in read([named] if is_text else template.columns):
+        found = frame.select(line).to_series().unique()
         found = found.filter(found.str.len_chars() >= _SHORTEST_TITLE)
         # by hash: neither the order of the batches nor that of the rows matters
-        here = {t: (len(t) > max_chars, text_hash(t)) for t in found}
-        best = dict(sorted({**best, **here}.items(), key=lambda t: t[1])[:n])
+        best |= {t: (len(t) > max_chars, text_hash(t)) for t in found}
+        best = dict(heapq.nsmallest(n, best.items(), key=itemgetter(1)))
     return [_cut(t, max_chars) for t in best]
 
 

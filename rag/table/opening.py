@@ -28,6 +28,8 @@ from rag.errors import (
 FAILURES = (DeltaError, OSError)
 """What deltalake raises: its own errors, and OSError for object storage."""
 
+_FAR = 1_000_000
+"""A version that is not there takes deltalake time in proportion to its number: 60 ms here."""
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}|\\")
 _NO_FEED_IN = re.compile(r"[\[\]^|]")
 _LACKS = re.compile(r"Unsupported table features required: \[(.+?)\]|Feature '(.+?)' is not supp")
@@ -47,6 +49,10 @@ def open_delta(uri: str, version: int | None, options: dict[str, str] | None) ->
     _check_path(uri)
     if "://" in uri.removeprefix("file://"):  # without credentials it would try for three minutes
         options = {"retry_timeout": "15s", **(options or {})}
+    if version is not None and version > _FAR:
+        latest = open_delta(uri, None, options).version()
+        if version > latest:
+            raise VersionNotFound(uri, version, latest)
     try:
         return DeltaTable(uri, version=version, storage_options=options)
     except FAILURES as e:

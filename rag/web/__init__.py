@@ -50,7 +50,7 @@ from rag.web.watching import Watch
 if TYPE_CHECKING:  # loads what takes seconds; the port opens before that
     from rag.wiring import Status
 
-__all__ = ["setup", "starters", "title"]
+__all__ = ["accounts_url", "can_switch", "serve", "setup", "starters", "title"]
 
 _N_STARTERS = 4
 
@@ -82,7 +82,7 @@ def serve(settings: Settings, core: Core) -> None:
     metrics, conversations = Metrics(), Conversations()
     preparation = Preparation(core.load)
     models = None
-    if web.switch_model and settings.llm.base_url is None:
+    if can_switch(settings):
         models = Models(
             settings.llm.model,
             known=core.known_models,
@@ -110,6 +110,7 @@ def serve(settings: Settings, core: Core) -> None:
         composer=composer,
         watch=Watch(web.grace_s),
         limits=Limits(web.max_waiting, web.max_questions_per_minute),
+        max_question_chars=settings.chat.max_question_chars,
         run=Running(core, composer, accounts, title=named).run,
         models=models,
         problem=history.problem,
@@ -136,6 +137,11 @@ class Table:
         """Offer the new version, and let engines be made anew."""
         self.composer.forget()
         await self.conversations.let_go()
+
+
+def can_switch(settings: Settings) -> bool:
+    """Return whether the language model can be switched: a server has its own."""
+    return settings.web.switch_model and settings.llm.base_url is None
 
 
 def accounts_url(settings: Settings) -> str:

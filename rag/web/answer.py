@@ -129,7 +129,7 @@ class Answer:
             }
             for n, hit in enumerate(self._sources, start=1)
         ]
-        if not self._sources:
+        if not self._sources and not refused:
             return
         self._cards = cl.CustomElement(name="Sources", props={"id": ""}, display="inline")
         await self._show_cards(is_done=False)

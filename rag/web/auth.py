@@ -162,9 +162,13 @@ class Auth:
 
     async def _has_become_password(self) -> bool:
         """Ask for passwords from now on, when the first user was added meanwhile."""
-        if self._settings.auth == "auto" and await self._accounts.has_users():
-            self.way = "password"
-            self._offer()
+        try:
+            if self._settings.auth == "auto" and await self._accounts.has_users():
+                self.way = "password"
+                self._offer()
+        except AccountsError:
+            # there was none at the start, and whoever sits here may chat without a history
+            _log.warning("It cannot be seen whether there are users now", exc_info=True)
         return self.way == "password"
 
     def _offer(self) -> None:

@@ -59,6 +59,7 @@ class Parts:
     limits: Limits
     run: Run
     """Does what a command says."""
+    max_question_chars: int
     models: Models | None = None
     """The models to choose from; None where there is no choice."""
     problem: Callable[[], str | None] = lambda: None
@@ -135,7 +136,12 @@ class Callbacks:
         answer = Answer()
         async with _telling(answer):
             is_admin = person_here().is_admin
-            command = parse(message.content, message.command, is_admin=is_admin)
+            command = parse(
+                message.content,
+                message.command,
+                is_admin=is_admin,
+                max_chars=self._parts.max_question_chars,
+            )
             if command is not None:
                 await self._parts.run(command, message)
             else:

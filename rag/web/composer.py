@@ -7,17 +7,18 @@ rows are found. What is offered follows the table: it is offered anew when a syn
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import chainlit as cl
 from chainlit.input_widget import Select
 
-from rag.errors import RagError
+from rag.errors import FilterError, RagError
 from rag.web import asking, commands, filters
 from rag.web.asking import Asking
 from rag.web.models import Models
@@ -28,6 +29,8 @@ if TYPE_CHECKING:  # imports polars and deltalake; the port opens before that
 
 MODEL = "model"
 """The setting that names the language model."""
+_PICKED = "picked"
+"""The version that the last question was put to."""
 _OFFERED = "offered"
 """What the reader's page offers, to tell whether that is still so."""
 _FRESH_S = 30.0
@@ -43,6 +46,8 @@ class Known:
     """What of its columns a reader can filter by."""
     versions: Sequence[tuple[int, datetime | None]] = ()
     """Mirrored versions and when each was written, latest first."""
+    current: int | None = None
+    """The version that answers."""
 
 
 class Composer:
@@ -75,9 +80,12 @@ class Composer:
         if widgets:
             kept = await cl.ChatSettings(widgets).send()  # takes the defaults for chosen
             session.chat_settings = {**kept, **{k: v for k, v in chosen.items() if k in kept}}
-        await emitter.set_modes(asking.modes(known.versions, None))
+        picked = cl.user_session.get(_PICKED)
+        await emitter.set_modes(asking.modes(known.versions, known.current, picked=picked))
         await emitter.set_commands(commands.offered(is_admin=person_here().is_admin))
-        await self.tell(self.asking(None))
+        with contextlib.suppress(FilterError):  # the question will say so; the field keeps it
+            found = asking.asked(known.facts, session.chat_settings, None)
+            await self.tell(replace(found, version=picked))
 
     def asking(self, modes: Mapping[str, str] | None) -> Asking:
         """Return what the session at hand asks.
@@ -87,13 +95,15 @@ class Composer:
 
         Raises:
             FilterError: a filter holds a value that its column does not take.
+            QuestionError: the picker names no version.
         """
-        return asking.asked(self._known.facts, cl.context.session.chat_settings, modes)
+        found = asking.asked(self._known.facts, cl.context.session.chat_settings, modes)
+        cl.user_session.set(_PICKED, found.version)
+        return found
 
     async def tell(self, asked: Asking) -> None:
         """Tell the page what is asked, to be seen while typing."""
-        told = {"rag": "asking", "filters": list(asked.told), "version": asked.version}
-        await cl.context.emitter.send_window_message(told)
+        await cl.context.emitter.send_window_message(asked.for_page())
 
     async def known(self) -> Known:
         """Return what is known of the table, half a minute old at most."""

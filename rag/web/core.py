@@ -66,7 +66,10 @@ class Core:
         """Return what a reader can choose from: columns and versions."""
         from rag import wiring
 
-        return Known(wiring.columns(self._settings), wiring.versions(self._settings))
+        settings, pinned = self._settings, self._settings.table.version
+        versions = wiring.versions(settings)
+        current = max((v for v, _ in versions), default=None) if pinned is None else pinned
+        return Known(wiring.columns(settings), versions, current)
 
     def status(self) -> Status:
         """Return where the table and its index stand."""

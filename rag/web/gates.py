@@ -127,11 +127,16 @@ class Hosts:
 
 
 class SecurityHeaders:
-    """ASGI middleware: every response carries `HEADERS`, and a private one is kept by no cache."""
+    """ASGI middleware: every response carries `HEADERS`, and a private one is kept by no cache.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: What is wrapped.
+        root_path: What all paths begin with.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str = "") -> None:
         """Wrap `app`."""
-        self._app = app
+        self._app, self._root_path = app, root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass everything on, adding the headers where a response starts."""
@@ -141,7 +146,7 @@ class SecurityHeaders:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
-                if scope["path"].startswith(_PRIVATE):
+                if scope["path"].removeprefix(self._root_path).startswith(_PRIVATE):
                     headers.setdefault("cache-control", "no-store")
             await send(message)
 

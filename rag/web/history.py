@@ -230,8 +230,8 @@ class History(BaseDataLayer):
         if not _is_open(step) or step["id"] in self._open:
             return
         step["streaming"] = False
+        step["end"] = step.get("start") or step["createdAt"]
         if step["type"] != "assistant_message":
-            step["end"] = step.get("start") or step["createdAt"]
             return
         note = f"_{INTERRUPTED}_"
         step["output"] = f"{step['output']} {note}" if step["output"] else note

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from rag.errors import RagError, RowNotFound, VersionNotFound, VersionNotMirrored
 from rag.web import accents, rows
@@ -59,7 +59,7 @@ class Library:
     """Called after a sync: whoever keeps engines makes them anew."""
 
 
-def routes(library: Library, *, person: PersonOf, accent: str | None = None) -> list[BaseRoute]:
+def routes(library: Library, *, person: PersonOf, accent: str | None = None) -> list[Route]:
     """Return the routes beside the chat, to be put in front of Chainlit's.
 
     Args:
@@ -133,6 +133,9 @@ class Pages:
             try:
                 version = await asyncio.to_thread(self._library.sync)
                 await self._library.synced()
+            except RagError as e:  # an admin can act on its own sentence
+                _log.warning("A sync failed", exc_info=e)
+                raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, str(e)) from e
             finally:
                 self._seen = None
         return _json({"version": version})
@@ -268,11 +271,11 @@ def _as_page(handler: Handler) -> Handler:
 def _sentence(error: Exception) -> tuple[HTTPStatus, str]:
     if isinstance(error, Refused):
         return error.status, str(error)
-    if isinstance(error, RagError):  # of a sync: an admin can act on it
-        _log.warning("A sync failed", exc_info=error)
-        return HTTPStatus.SERVICE_UNAVAILABLE, str(error)
     _log.error("A page failed", exc_info=error)
-    return HTTPStatus.INTERNAL_SERVER_ERROR, _UNSEEN
+    is_known = isinstance(error, RagError)  # but its sentence may name places of the server
+    return (
+        HTTPStatus.SERVICE_UNAVAILABLE if is_known else HTTPStatus.INTERNAL_SERVER_ERROR
+    ), _UNSEEN
 
 
 def row_html(view: RowView) -> str:

@@ -96,7 +96,7 @@ def _put_gates(hosts: Hosts) -> None:
 
     def with_gates() -> ASGIApp:
         stack = BodyLimit(app.state.chainlits_stack(), chainlit.server.SOCKET_IO_PATH)
-        return SecurityHeaders(Gate(stack, hosts))
+        return SecurityHeaders(Gate(stack, hosts), config.run.root_path)
 
     app.build_middleware_stack = with_gates
     app.middleware_stack = None  # made anew for the next request

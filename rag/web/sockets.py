@@ -36,7 +36,6 @@ MAX_CHARS = 100_000
 TOO_LONG = f"That message is longer than {MAX_CHARS:,} characters; please ask in fewer words."
 TOO_MANY = "Those are too many messages at once; wait a minute, then ask again."
 SIGNED_OUT = "You are no longer signed in; reload the page to sign in again. Nothing was sent."
-AWAY = "The users cannot be read at the moment; please try again in a while."
 
 _BURST = 4
 """Events of one person in a minute, in questions a minute: settings and edits are events too."""
@@ -112,8 +111,9 @@ async def _refusal(session: Any, payload: dict[str, Any], window: Window) -> str
         # the cookie may have expired since the socket was opened, or the user be removed
         person = await people.person_of(HTTPConnection(session.environ["asgi.scope"]))
     except AccountsError:
-        _log.exception("The person of a session could not be looked up")
-        return AWAY
+        # the socket was opened with a good cookie: an answer that cannot be kept is still one
+        _log.warning("The person of a session could not be looked up", exc_info=True)
+        return None
     return SIGNED_OUT if person is None else None
 
 

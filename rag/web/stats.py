@@ -65,7 +65,13 @@ def _rows_per_choice(column: ColumnFacts) -> Figure | None:
         "hovertemplate": "%{x:,} rows<extra></extra>",
     }
     labels = [_cut(name) for name, _ in shown]
-    ticks = {"tickmode": "array", "tickvals": trace["y"], "ticktext": labels}
+    ticks = {
+        "tickmode": "array",
+        "tickvals": trace["y"],
+        "ticktext": labels,
+        "showgrid": False,
+        "zeroline": False,
+    }
     return _figure([trace], title, x="rows", yaxis=ticks)
 
 
@@ -88,10 +94,20 @@ def _relevance(answers: Sequence[Mapping[str, Any]]) -> Figure | None:
     ]
     if not traces:
         return None
-    xaxis = {"range": [0, 1 + 1 / _N_BINS]}
     n = sum(map(len, given.values()))
+    xaxis = {"range": [0, 1 + 1 / _N_BINS]}
+    yaxis = {"dtick": 1} if n <= _N_BARS else {}  # there is no half question
     title = f"Relevance of the best row ({_counted(n)})"
-    return _figure(traces, title, x="relevance", y="questions", xaxis=xaxis, barmode="stack")
+    return _figure(
+        traces,
+        title,
+        x="relevance",
+        y="questions",
+        xaxis=xaxis,
+        yaxis=yaxis,
+        barmode="stack",
+        bargap=0.1,
+    )
 
 
 def _latency(answers: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -119,7 +135,13 @@ def _latency(answers: Sequence[Mapping[str, Any]]) -> Figure | None:
     if not traces:
         return None
     xaxis = {"rangemode": "tozero", "ticksuffix": " s"}
-    return _figure(traces, f"Time to the answer ({_counted(n)})", xaxis=xaxis, showlegend=False)
+    return _figure(
+        traces,
+        f"Time to the answer ({_counted(n)})",
+        xaxis=xaxis,
+        yaxis={"showgrid": False},
+        showlegend=False,
+    )
 
 
 def _figure(
@@ -135,8 +157,8 @@ def _figure(
     from plotly.graph_objects import Figure
 
     axis = {"gridcolor": _GRID, "zerolinecolor": _GRID, "automargin": True, "fixedrange": True}
-    xaxis = {**axis, "title": {"text": x}, **layout.pop("xaxis", {})}
-    yaxis = {**axis, "title": {"text": y}, **layout.pop("yaxis", {})}
+    xaxis = {**axis, "title": {"text": x, "font": {"size": 13}}, **layout.pop("xaxis", {})}
+    yaxis = {**axis, "title": {"text": y, "font": {"size": 13}}, **layout.pop("yaxis", {})}
     return Figure(
         data=traces,
         layout={

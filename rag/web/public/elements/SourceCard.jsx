@@ -145,6 +145,12 @@ function Columns({ columns }) {
   );
 }
 
+const address = (path, key, version) => {
+  const url = new URL(apiClient.buildEndpoint(path));
+  url.search = new URLSearchParams({ key, version }); // Chainlit leaves an empty one there
+  return url.href;
+};
+
 // What became of the row, as the server knows it now.
 const useLive = (address) => {
   const [live, setLive] = useState(LOADING);
@@ -190,9 +196,8 @@ export default function SourceCard() {
   const { n, title, relevance, segments, table, version, row, is_citable: isCitable } = props;
   const setSideView = useSetRecoilState(sideViewState);
   const panel = useRef(null);
-  const query = new URLSearchParams({ key: row, version });
-  const live = useLive(apiClient.buildEndpoint(`/rag/row?${query}`));
-  const link = new URL(apiClient.buildEndpoint(`/row?${query}`), window.location.href).href;
+  const live = useLive(address('/rag/row', row, version));
+  const link = address('/row', row, version);
   const passage = segments.map((segment) => segment.text).join('');
   // an index keeps what it was told to; the table has every column
   const isFuller = live.columns?.length > props.columns.length;
