@@ -6,10 +6,11 @@ Order: arguments > `RAG_*` environment (`RAG_TABLE__URI`) > `rag.toml` in the wo
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -25,6 +26,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -33,6 +35,7 @@ from pydantic_settings import (
 from rag.errors import SettingsError
 
 DEMO_URI = "data/fantasy-library"
+CHATS = "data/chats.db"
 _PREFIX = "RAG_"
 _TOML = "rag.toml"
 
@@ -44,12 +47,19 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 def _listed(value: object) -> object:
     # a plain name is easier to put into an environment variable than a JSON list
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
+    if not isinstance(value, str):
+        return value
+    if value.strip().startswith("["):
+        return json.loads(value)
+    return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed), NoDecode]
+
+
+def table_name(uri: str) -> str:
+    """Return the last part of a table's URI: short, and no path of the server."""
+    return PurePosixPath(uri.rstrip("/")).name or uri
 
 
 class _Group(BaseModel):
@@ -218,8 +228,14 @@ class WebSettings(_Group):
     """Questions of one user in a minute."""
     grace_s: float = Field(20.0, ge=0)
     """Seconds after a tab is closed until its answer is stopped."""
+
     switch_model: bool = True
     """Whether an admin may switch the language model, for everyone."""
+
+    @property
+    def database_url(self) -> str:
+        """Where chats and users are kept; it may hold a password."""
+        return CHATS if self.database is None else self.database.get_secret_value()
 
 
 class Settings(BaseSettings):

@@ -18,26 +18,30 @@ ROOT = Path(__file__).parent.parent
 
 
 @contextmanager
-def serving(app: Path, folder: Path, *, env: Mapping[str, str] | None = None) -> Iterator[str]:
+def serving(
+    app: Path, folder: Path, *, env: Mapping[str, str] | None = None, port: int = 0
+) -> Iterator[str]:
     """Run the chat as a person does, in a working directory of its own; yield its address.
 
     Args:
         app: What `chainlit run` is given.
         folder: The working directory; chats and the index are kept there.
         env: More variables; none of `RAG_*` and `CHAINLIT_*` is inherited.
+        port: Where to listen; 0 is any that is free.
     """
     shutil.copytree(ROOT / ".chainlit", folder / ".chainlit", dirs_exist_ok=True)
     shutil.copy(ROOT / "chainlit.md", folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    if not port:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
     command = [sys.executable, "-m", "chainlit", "run", str(app), "--headless"]
     own = {k: v for k, v in os.environ.items() if not k.startswith(("RAG_", "CHAINLIT_"))}
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
             cwd=folder,
-            env={**own, "PYTHONPATH": str(ROOT), **(env or {})},
+            env={**own, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **(env or {})},
             stdout=log,
             stderr=subprocess.STDOUT,
         )

@@ -56,7 +56,7 @@ from rag.errors import ModelError, TableEmpty
 from rag.llm.call import Timings, Waiting
 from rag.metrics import CONTENT_TYPE, Metrics, Outcome
 from rag.progress import Progress
-from rag.settings import Settings
+from rag.settings import Settings, table_name
 from rag.web import people, rows, server
 from rag.web.asking import Asking
 from rag.web.callbacks import ADMINS, GONE, NEUTRAL, Callbacks, Parts
@@ -989,7 +989,7 @@ def test_a_column_named_like_one_of_ours_is_shown_by_its_name() -> None:
     [("data/shop", "shop"), ("s3://bucket/a/shop/", "shop"), ("/", "/")],
 )
 def test_a_table_is_named_by_the_end_of_its_uri(uri: str, name: str) -> None:
-    assert rows.table_name(uri) == name
+    assert table_name(uri) == name
 
 
 def test_a_search_that_finds_nothing_says_so() -> None:

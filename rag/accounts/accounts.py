@@ -158,6 +158,11 @@ class Accounts:
             if found is not None:  # removed meanwhile
                 yield found
 
+    async def rows_shown(self, table: str) -> set[str]:
+        """Return the keys of the rows of a table, as cards name it, that chats hold."""
+        async with self._database.reading() as connection:
+            return await removing.named(connection, table)
+
     async def forget_rows(self, keys: Iterable[str]) -> int:
         """Blank what chats hold of rows: their cards, and the answers that cite them.
 

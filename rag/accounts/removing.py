@@ -39,6 +39,22 @@ async def forget(connection: AsyncConnection, keys: AbstractSet[str]) -> int:
     return n_changed
 
 
+async def named(connection: AsyncConnection, table: str) -> set[str]:
+    """Return the keys of the rows that cards show.
+
+    Args:
+        connection: To read by.
+        table: As cards name it; rows of another table are left out.
+    """
+    keys: set[str] = set()
+    async for row in _each(connection, elements):
+        cards = row.props.get("sources") if isinstance(row.props, dict) else None
+        for card in cards if isinstance(cards, list) else ():
+            if isinstance(card, dict) and card.get("table") == table:
+                keys.add(str(card.get("row")))
+    return keys
+
+
 async def _forget_answer(connection: AsyncConnection, row: Any, keys: AbstractSet[str]) -> int:
     is_cited = _names(row.metadata, "citations", keys)
     is_answer = row.type == "assistant_message"

@@ -18,8 +18,6 @@ from rag.wiring.parts import table_options
 
 T = TypeVar("T")
 
-DEFAULT_DATABASE = "data/chats.db"
-
 user_app = typer.Typer(help="Who may log in to the web chat with a password.", no_args_is_help=True)
 feedback_app = typer.Typer(help="What was asked in the web chat, and rated.", no_args_is_help=True)
 
@@ -97,8 +95,7 @@ def export(
 
 def _run(use: Callable[[Accounts], Awaitable[T]], settings: Settings | None = None) -> T:
     """Run something on the accounts of the settings, and close them."""
-    database = (settings or Settings()).web.database
-    accounts = Accounts(database.get_secret_value() if database else DEFAULT_DATABASE)
+    accounts = Accounts((settings or Settings()).web.database_url)
 
     async def used() -> T:
         try:

@@ -14,7 +14,8 @@ here or in what this imports: the port opens within seconds, the rest is loaded 
     guard.py          text that stays text in Chainlit's Markdown
     rows.py           hits as plain values for public/elements/*.jsx
     history.py        chats kept in `rag.accounts`, for Chainlit
-    auth.py           how a person signs in → people.py, secret.py, limits.py, owning.py
+    auth.py           how a person signs in → people.py, greeting.py, secret.py, owning.py
+    limits.py         how much one person may ask, and guess
     server.py         routes, security headers, no other host → gates.py, sockets.py
     pages.py          the table, a row and a sync beside the chat → accents.py, download.py
 """
@@ -22,7 +23,6 @@ here or in what this imports: the port opens within seconds, the rest is loaded 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import chainlit as cl
@@ -31,7 +31,7 @@ from chainlit.config import config
 from rag.accounts import Accounts
 from rag.errors import RagError
 from rag.metrics import Metrics
-from rag.settings import Settings
+from rag.settings import Settings, table_name
 from rag.web import download, pages, server
 from rag.web.auth import install_auth
 from rag.web.callbacks import Callbacks, Parts
@@ -43,14 +43,13 @@ from rag.web.limits import Limits
 from rag.web.models import Models
 from rag.web.people import person_of
 from rag.web.preparation import Preparation
-from rag.web.rows import table_name
 from rag.web.running import Running
 from rag.web.watching import Watch
 
 if TYPE_CHECKING:  # loads what takes seconds; the port opens before that
     from rag.wiring import Status
 
-__all__ = ["accounts_url", "can_switch", "serve", "setup", "starters", "title"]
+__all__ = ["can_switch", "serve", "setup", "starters", "title"]
 
 _N_STARTERS = 4
 
@@ -75,7 +74,7 @@ def serve(settings: Settings, core: Core) -> None:
         SystemExit: the chat would be open to everybody, or a setting cannot be used.
     """
     web, named = settings.web, title(settings)
-    accounts = Accounts(accounts_url(settings))
+    accounts = Accounts(web.database_url)
     install_auth(web, accounts, host=config.run.host)
     history = History(accounts)
     cl.data_layer(lambda: history)
@@ -142,12 +141,6 @@ class Table:
 def can_switch(settings: Settings) -> bool:
     """Return whether the language model can be switched: a server has its own."""
     return settings.web.switch_model and settings.llm.base_url is None
-
-
-def accounts_url(settings: Settings) -> str:
-    """Return where chats and users are kept."""
-    database = settings.web.database
-    return str(Path("data") / "chats.db") if database is None else database.get_secret_value()
 
 
 def title(settings: Settings) -> str:

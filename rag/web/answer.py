@@ -113,6 +113,9 @@ class Answer:
         """Show what was searched for and found."""
         self._hits = hits
         self._metadata["relevance"] = hits[0].relevance if hits else None
+        if self._step is not None:  # by which a purge finds what the step says
+            keys = [str(hit.node.metadata["row_key"]) for hit in hits]
+            self._step.metadata = {"sources": [{"row_key": key} for key in keys]}
         await self._close_step(rows.search_text(query, hits, seconds))
 
     async def answering(self, sources: Sequence[Hit], *, refused: bool) -> None:

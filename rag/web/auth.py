@@ -86,6 +86,7 @@ class Auth:
         """Make this Chainlit's only way to know who somebody is."""
         self._offer()
         people.identify_by(self.identify)
+        chainlit.server.app.state.greet = self.greet
         chainlit.server.app.dependency_overrides[chainlit.auth.get_current_user] = self.signed_in
         vars(chainlit_socket)["_authenticate_connection"] = self._of_socket
 
@@ -112,6 +113,18 @@ class Auth:
         if user is None:
             raise HTTPException(401, "Please sign in.")
         return user
+
+    async def greet(self, connection: HTTPConnection) -> cl.User | None:
+        """Return Chainlit's user for a request without a good cookie that needs no form.
+
+        Raises:
+            AccountsError: the users cannot be read.
+        """
+        if self.way not in ("local", "header") or await self.identify(connection) is not None:
+            return None
+        if self.way == "local":
+            return await self._local_user(connection.headers)
+        return await self._proxy_user(connection.headers)
 
     def user(self, name: str, **metadata: Any) -> cl.User:
         """Return what Chainlit makes the cookie of."""

@@ -21,6 +21,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from rag.errors import RagError, RowNotFound, VersionNotFound, VersionNotMirrored
+from rag.settings import table_name
 from rag.web import accents, rows
 
 if TYPE_CHECKING:  # but for Person, these load what takes seconds; the port opens before that
@@ -202,7 +203,7 @@ _NOT_KNOWN: dict[str, Any] = {
 
 def _told(seen: Status) -> dict[str, Any]:
     return {
-        "table": rows.table_name(seen.table_uri),
+        "table": table_name(seen.table_uri),
         "version": seen.index_version,
         "latest": seen.table_version,
         "changed": seen.changed,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from rag.settings import table_name
 from rag.web.guard import plain_line
 
 if TYPE_CHECKING:  # all load LlamaIndex, which takes seconds; the port opens before that
@@ -22,11 +22,6 @@ if TYPE_CHECKING:  # all load LlamaIndex, which takes seconds; the port opens be
 _OURS = ("table_uri", "table_version", "row_key", "row_version")
 _RENAMED = "column."
 """Prefix of a column that is named like one of ours."""
-
-
-def table_name(uri: str) -> str:
-    """Return the last part of a table's URI: short, and no path of the server."""
-    return PurePosixPath(uri.rstrip("/")).name or uri
 
 
 def cards(sources: Sequence[Hit], citations: Iterable[Citation]) -> list[dict[str, Any]]:

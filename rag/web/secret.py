@@ -56,11 +56,11 @@ def prepare_cookie(settings: WebSettings) -> None:
 
 def _folder(settings: WebSettings) -> Path:
     """Return the folder of the database, or `data` where that is a server."""
-    url = settings.database.get_secret_value() if settings.database else ""
+    url = settings.database_url
     if "://" in url and not url.startswith("sqlite"):
         return Path("data")
     path = url.partition("://")[2].removeprefix("/") if "://" in url else url
-    return Path(path).parent if path else Path("data")
+    return Path(path).parent
 
 
 def _kept(path: Path) -> str:

@@ -33,6 +33,7 @@ from rag.web.gates import (
     is_forwarded,
     is_loopback,
 )
+from rag.web.greeting import Greeting
 
 __all__ = ["HEADERS", "PUBLIC", "install"]
 
@@ -95,7 +96,9 @@ def _put_gates(hosts: Hosts) -> None:
         app.state.chainlits_stack = app.build_middleware_stack
 
     def with_gates() -> ASGIApp:
-        stack = BodyLimit(app.state.chainlits_stack(), chainlit.server.SOCKET_IO_PATH)
+        stack: ASGIApp = BodyLimit(app.state.chainlits_stack(), chainlit.server.SOCKET_IO_PATH)
+        if (greet := getattr(app.state, "greet", None)) is not None:
+            stack = Greeting(stack, greet)
         return SecurityHeaders(Gate(stack, hosts), config.run.root_path)
 
     app.build_middleware_stack = with_gates

@@ -19,6 +19,7 @@ from rag.errors import (
 )
 from rag.progress import Progress, SyncReport, silent
 from rag.settings import Settings
+from rag.wiring.chats import forget_purged
 from rag.wiring.parts import (
     chosen_version,
     open_index,
@@ -61,24 +62,30 @@ def sync(
         version: Delta version; None is the settings' or the latest. One older than the version
             that answers is mirrored beside it.
         rebuild: Build anew even when the index was made from another table.
-        purge: Afterwards remove from disk what is deleted, and every older version of the index.
+        purge: Afterwards remove from disk what is deleted, and every older version of the index;
+            chats forget the rows that are gone.
         progress: Told how far it is.
 
     Raises:
         TableError: the table cannot be read as asked; the old index still serves.
         IndexingError: the index is of another table, or cannot be written.
         WeightsError: the embedding model's files are missing or corrupt.
+        AccountsError: chats cannot be purged; all else is.
     """
     from rag import mirror
 
-    chosen = chosen_version(settings, version)
-    return mirror.sync(
-        open_index(settings),
+    chosen, index = chosen_version(settings, version), open_index(settings)
+    report = mirror.sync(
+        index,
         open_snapshot(settings, chosen),
         recipe_of(settings, progress),
         options=_options(settings, chosen, rebuild=rebuild, purge=purge),
         progress=progress,
     )
+    if purge:
+        progress("purging chats", 0, 0)
+        forget_purged(settings, index)
+    return report
 
 
 def pending(
