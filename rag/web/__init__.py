@@ -102,6 +102,11 @@ def serve(settings: Settings, core: Core) -> None:
             download.route(accounts),
         ],
     )
+
+    async def problem() -> str | None:
+        await history.settled()
+        return history.problem()
+
     parts = Parts(
         preparation=preparation,
         conversations=conversations,
@@ -112,7 +117,7 @@ def serve(settings: Settings, core: Core) -> None:
         max_question_chars=settings.chat.max_question_chars,
         run=Running(core, composer, accounts, title=named).run,
         models=models,
-        problem=history.problem,
+        problem=problem,
     )
     Callbacks(parts, lambda: starters(settings, core)).register()
 

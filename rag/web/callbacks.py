@@ -46,6 +46,10 @@ Ask = Callable[[cl.Message], Awaitable[None]]
 Run = Callable[[Command, cl.Message], Awaitable[None]]
 
 
+async def _no_problem() -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Parts:
     """What the callbacks hand on to."""
@@ -62,7 +66,7 @@ class Parts:
     max_question_chars: int
     models: Models | None = None
     """The models to choose from; None where there is no choice."""
-    problem: Callable[[], str | None] = lambda: None
+    problem: Callable[[], Awaitable[str | None]] = _no_problem
     """Says why chats are not kept; None while they are."""
 
 
@@ -98,6 +102,7 @@ class Callbacks:
         """Offer what can be set before the first question."""
         async with _telling(Answer()):
             await self._parts.composer.offer()
+            await self._parts.composer.say()
 
     async def on_chat_resume(self, thread: Mapping[str, Any]) -> None:
         """Take a kept conversation up again, and follow what is being written in it."""
@@ -105,6 +110,7 @@ class Callbacks:
             await self._conversation().recall(turns_of(thread.get("steps") or []))
             self._parts.watch.came()
             await self._parts.composer.offer()
+            await self._parts.composer.say()
 
     async def on_chat_end(self) -> None:
         """Stop what nobody looks at any more; a page that is reloaded comes back in time."""
@@ -116,9 +122,11 @@ class Callbacks:
             choice = settings.get(MODEL)
             models = self._parts.models
             if models is not None and choice is not None and choice != models.current:
+                self._parts.composer.show_settings_anew()
                 await self._use(models, str(choice))
         async with _telling(Answer()):
-            await self._parts.composer.offer()
+            await self._parts.composer.offer(again=True)
+            await self._parts.composer.say()
 
     async def starters(self) -> list[cl.Starter]:
         """Return the questions offered on the welcome page."""
@@ -157,7 +165,8 @@ class Callbacks:
     async def _answer(self, message: cl.Message, answer: Answer) -> None:
         parts, person = self._parts, person_here()
         with parts.limits.question(person.name):
-            await parts.composer.offer(again=False)  # a sync, or another reader's switch
+            await self._loaded()
+            await parts.composer.offer(again=True)  # a sync, or another reader's switch
             asking = parts.composer.asking(message.modes)
             answer.asks(asking)
             await parts.composer.tell(asking)
@@ -193,7 +202,7 @@ class Callbacks:
 
     async def _tell_problem(self) -> None:
         """Say once that chats are not kept, while that is so."""
-        problem = self._parts.problem()
+        problem = await self._parts.problem()
         if problem != cl.user_session.get(_TOLD):
             cl.user_session.set(_TOLD, problem)
             if problem is not None:

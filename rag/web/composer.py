@@ -31,7 +31,7 @@ MODEL = "model"
 """The setting that names the language model."""
 _PICKED = "picked"
 """The version that the last question was put to."""
-_OFFERED = "offered"
+_SETTINGS, _VERSIONS = "offered settings", "offered versions"
 """What the reader's page offers, to tell whether that is still so."""
 _FRESH_S = 30.0
 
@@ -67,25 +67,51 @@ class Composer:
         """Ask what is known of the table anew: a sync may have moved it on."""
         self._known_at = float("-inf")
 
-    async def offer(self, *, again: bool = True) -> None:
-        """Show what can be set in the session at hand; with `again=False` only what has changed."""
+    async def offer(self, *, again: bool = False) -> None:
+        """Show what can be set in the session at hand.
+
+        Args:
+            again: Show only what has changed since: what is shown anew forgets what was picked.
+        """
         known, choices = await self.known(), await self._choices()
-        offered = [self._models.current if self._models else None, str(known)]
-        if not again and cl.user_session.get(_OFFERED) == offered:
+        model = self._models.current if self._models else None
+        await self._offer_settings(known, choices, [model, str(known.facts)], again=again)
+        await self._offer_versions(known, [str(known.versions), known.current], again=again)
+        if not again:
+            offered = commands.offered(is_admin=person_here().is_admin)
+            await cl.context.emitter.set_commands(offered)
+
+    def show_settings_anew(self) -> None:
+        """Let the next offer show the settings of the session at hand, whatever it shows now."""
+        cl.user_session.set(_SETTINGS, None)
+
+    async def say(self) -> None:
+        """Tell the page what the next question will ask."""
+        with contextlib.suppress(FilterError):  # the question will say so; the field keeps it
+            settings = cl.context.session.chat_settings
+            found = asking.asked(self._known.facts, settings, None)
+            await self.tell(replace(found, version=cl.user_session.get(_PICKED)))
+
+    async def _offer_settings(
+        self, known: Known, choices: list[Any], state: list[Any], *, again: bool
+    ) -> None:
+        if again and cl.user_session.get(_SETTINGS) == state:
             return
-        cl.user_session.set(_OFFERED, offered)
-        emitter, session = cl.context.emitter, cl.context.session
+        cl.user_session.set(_SETTINGS, state)
+        session = cl.context.session
         chosen = dict(session.chat_settings)
         widgets = [*choices, *filters.widgets(known.facts, chosen)]
         if widgets:
             kept = await cl.ChatSettings(widgets).send()  # takes the defaults for chosen
             session.chat_settings = {**kept, **{k: v for k, v in chosen.items() if k in kept}}
+
+    async def _offer_versions(self, known: Known, state: list[Any], *, again: bool) -> None:
+        if again and cl.user_session.get(_VERSIONS) == state:
+            return
+        cl.user_session.set(_VERSIONS, state)
         picked = cl.user_session.get(_PICKED)
-        await emitter.set_modes(asking.modes(known.versions, known.current, picked=picked))
-        await emitter.set_commands(commands.offered(is_admin=person_here().is_admin))
-        with contextlib.suppress(FilterError):  # the question will say so; the field keeps it
-            found = asking.asked(known.facts, session.chat_settings, None)
-            await self.tell(replace(found, version=picked))
+        modes = asking.modes(known.versions, known.current, picked=picked)
+        await cl.context.emitter.set_modes(modes)
 
     def asking(self, modes: Mapping[str, str] | None) -> Asking:
         """Return what the session at hand asks.
@@ -108,12 +134,13 @@ class Composer:
     async def known(self) -> Known:
         """Return what is known of the table, half a minute old at most."""
         if time.monotonic() - self._known_at > _FRESH_S:
-            self._known_at = time.monotonic()
             try:
                 self._known = await asyncio.to_thread(self._know)
             except RagError as e:  # the answer will say so; the page only offers less
                 _log.info("Nothing is known of the table: %s", e)
                 self._known = Known()
+            if self._known.versions:  # without an index there soon may be one
+                self._known_at = time.monotonic()
         return self._known
 
     async def _choices(self) -> list[Any]:
