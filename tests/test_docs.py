@@ -34,6 +34,10 @@ RUN_ELSEWHERE = {
     "rag models pull gemma-3-4b-it": "tests/test_models.py, with a small file on loopback",
     "pip install '.[server]'": "the environment that runs this test",
     "rag serve-model --parallel 8": "tests/test_serving.py",
+    "rag user add ann --admin": "tests/test_accounts.py",
+    "chainlit run app.py --host 0.0.0.0": "tests/test_auth.py",
+    "rag feedback export ratings": "tests/test_accounts.py",
+    "rag eval ratings": "tests/test_accounts.py",
 }
 
 
