@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from chat_server import serving
+from deltalake import DeltaTable
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from scripted_app import NASTY_ROW, TEXTS, WOLFSBANE
@@ -402,9 +403,15 @@ def test_another_user_cannot_open_it(tmp_path: Path, open_tab: OpenTab) -> None:
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def real_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the working directory of the real chat."""
+    return tmp_path_factory.mktemp("real")
+
+
+@pytest.fixture(scope="module")
+def real(real_folder: Path) -> Iterator[str]:
     """Serve the real demo with the real models; it prepares itself on the first start."""
-    with serving(ROOT / "app.py", tmp_path_factory.mktemp("real")) as url:
+    with serving(ROOT / "app.py", real_folder) as url:
         yield url
 
 
@@ -441,8 +448,40 @@ def test_a_question_that_no_row_answers_is_refused(real: str, open_tab: OpenTab)
     tab.until_done()
     expect(tab.page.locator(ANSWER)).to_contain_text("holds nothing on this")
     assert tab.page.locator(CHIP).count() == 0
-    assert tab.page.get_by_test_id("sources").count() == 0
+    expect(tab.page.get_by_test_id("sources")).to_contain_text("Nearest rows")
     tab.picture("refusal")
+
+
+@pytest.mark.model
+def test_the_table_moves_on(real: str, real_folder: Path, open_tab: OpenTab) -> None:
+    tab = open_tab(real)
+    page = tab.page
+    strip = page.locator("#rag-strip")
+    expect(strip).to_contain_text("fantasy-library", timeout=SLOW_MS)
+    table = DeltaTable(real_folder / "data" / "fantasy-library")
+    before = table.version()
+    table.update({"price_gold": "99.5"}, predicate="row_id = 'fs-001'")
+    page.reload()
+    expect(strip).to_contain_text(f"table is at v{before + 1}", timeout=SLOW_MS)
+    tab.picture("behind")
+    page.get_by_test_id("sync").click()
+    expect(strip).to_contain_text(f"v{before + 1}", timeout=SLOW_MS)
+    expect(page.get_by_test_id("sync")).to_be_hidden(timeout=SLOW_MS)
+    tab.ask("/row fs-001")
+    page.get_by_test_id("card-1").click()
+    expect(page.get_by_test_id("columns")).to_contain_text("99.5", timeout=SLOW_MS)
+    page.keyboard.press("Escape")
+    page.locator("#mode-picker-trigger-asof").click()
+    page.get_by_text(re.compile(rf"^v{before}( ·.*)?$")).click()
+    tab.ask("What do I need against a werewolf?")
+    expect(page.locator(CHIP)).to_be_visible(timeout=SLOW_MS)
+    tab.until_done()
+    page.locator(CHIP).click()
+    expect(page.get_by_test_id("origin")).to_contain_text(f"version {before}")
+    panel = page.get_by_test_id("source")
+    expect(panel).to_contain_text("Changed since")
+    expect(panel).to_contain_text("99.5")
+    tab.picture("changed")
 
 
 @pytest.mark.model

@@ -32,6 +32,8 @@ from rag.web.watching import Watch
 NEUTRAL = "Something went wrong on our side; the log of the server says what. Please ask again."
 GONE = "That message is no longer part of this chat; please ask it again."
 ADMINS = "Only an admin may switch the model."
+MOVED = "rag:moved"
+"""What `chat.js` says when the index mirrors another version."""
 
 _PATIENCE_S = 0.2
 """A load that ends within this time is not announced."""
@@ -92,6 +94,7 @@ class Callbacks:
         config.code.on_message = _unless_gone(config.code.on_message)
         cl.on_stop(self.on_stop)
         cl.on_settings_update(self.on_settings_update)
+        cl.on_window_message(self.on_window_message)
         cl.set_starters(self.starters)
 
     async def on_startup(self) -> None:
@@ -127,6 +130,12 @@ class Callbacks:
         async with _telling(Answer()):
             await self._parts.composer.offer(again=True)
             await self._parts.composer.say()
+
+    async def on_window_message(self, message: object) -> None:
+        """Offer what there is now, when the page has seen a sync; its other messages are ours."""
+        if message == MOVED:
+            async with _telling(Answer()):
+                await self._parts.composer.offer(again=True)
 
     async def starters(self) -> list[cl.Starter]:
         """Return the questions offered on the welcome page."""

@@ -118,9 +118,14 @@
     // without a composer nobody is signed in, or the page is another
     if (isLooking || document.hidden || !document.getElementById('message-composer')) return;
     isLooking = true;
+    const before = standing?.version;
     try {
       const [isOk, value] = await json('rag/standing');
       standing = isOk ? value : null;
+      // Chainlit passes it on to the server, which offers the versions that there are now
+      if (before !== undefined && standing && standing.version !== before) {
+        window.postMessage('rag:moved', window.location.origin);
+      }
     } catch {
       standing = null; // away; Chainlit says so itself
     } finally {
