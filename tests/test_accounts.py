@@ -17,6 +17,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from conftest import World
 from deltalake import DeltaTable, write_deltalake
 from markdown_it import MarkdownIt
 from postgres import Postgres, database, postgres  # noqa: F401 – fixtures
@@ -29,12 +30,13 @@ from rag.accounts.removing import REMOVED
 from rag.accounts.turns import turns
 from rag.errors import AccountsError
 from rag.settings import Settings
+from rag.wiring.chats import forget_purged
 
 HOSTILE = "a\0b \ud800 ' \" %_\\ <script>alert(1)</script>"
 
 
 @pytest.fixture
-async def accounts(database: str) -> AsyncIterator[Accounts]:  # noqa: F811
+async def accounts(database: str) -> AsyncIterator[Accounts]:
     made = Accounts(database)
     yield made
     await made.close()
@@ -389,7 +391,7 @@ async def test_many_writes_at_once_are_all_there(people: Accounts) -> None:
 # -- purged rows ------------------------------------------------------------------------------------
 
 
-async def test_a_purged_row_leaves_chats(people: Accounts, database: str) -> None:  # noqa: F811
+async def test_a_purged_row_leaves_chats(people: Accounts, database: str) -> None:
     await ask(people, "t", n=1, key="gone", answer="gone says XYZZY")
     await ask(people, "t", n=2, key="kept", answer="kept says hello")
     await ask(people, "b", "bob", n=3, key="gone", answer="once more XYZZY")
@@ -424,6 +426,35 @@ async def test_a_purged_row_leaves_chats(people: Accounts, database: str) -> Non
         assert b"hello" in raw
         assert b"XYZZY" not in raw
         assert b"passage of gone" not in raw
+
+
+async def test_a_purge_of_the_index_reaches_the_chats_of_its_table(
+    people: Accounts,
+    database: str,
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path)
+    world.key = ("id",)
+    world.create(pl.DataFrame({"id": ["gone", "kept"], "text": ["oars", "ropes"]}))
+    await asyncio.to_thread(world.sync)
+    await ask(people, "t", n=1, key="gone", answer="gone says XYZZY")
+    await ask(people, "t", n=2, key="kept", answer="kept says hello")
+    settings = Settings(web={"database": database}, table={"uri": "data/shop"})
+    assert forget_purged(settings, world.index) == 0
+    world.write(pl.DataFrame({"id": ["kept"], "text": ["ropes"]}))
+    await asyncio.to_thread(world.sync)
+    other = Settings(web={"database": database}, table={"uri": "data/other"})
+    assert forget_purged(other, world.index) == 0, "cards of another table"
+    assert forget_purged(settings, world.index) > 0
+    text = json.dumps([t async for t in people.threads()])
+    assert "XYZZY" not in text
+    assert "kept says hello" in text
+
+
+async def test_a_purge_makes_no_database(tmp_path: Path) -> None:
+    settings = Settings(web={"database": str(tmp_path / "none.db")})
+    assert forget_purged(settings, World(tmp_path).index) == 0
+    assert not (tmp_path / "none.db").exists()
 
 
 # -- a thread as Markdown ---------------------------------------------------------------------------
@@ -630,7 +661,7 @@ async def test_the_file_is_made_at_first_use_and_is_its_owners(tmp_path: Path) -
     assert sqlite3.connect(path).execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-async def test_two_programs_may_make_it_at_once(database: str) -> None:  # noqa: F811
+async def test_two_programs_may_make_it_at_once(database: str) -> None:
     code = "import asyncio,sys\nfrom rag.accounts import Accounts\nasync def m():\n    a=Accounts(sys.argv[1])\n    await a.chats.remember_user(sys.argv[2],{})\n    await a.close()\nasyncio.run(m())"
     started = [subprocess.Popen([sys.executable, "-c", code, database, str(i)]) for i in range(3)]
     assert [p.wait() for p in started] == [0, 0, 0]

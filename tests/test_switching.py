@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -16,8 +15,8 @@ from test_web import Page, counted, engine_of
 
 from rag.progress import Progress
 from rag.settings import Settings
-from rag.web.callbacks import known_models, load, switch
 from rag.web.conversations import MakeEngine
+from rag.web.core import Core
 from rag.web.models import Models
 from rag.wiring import parts
 from rag.wiring.answering import with_llm
@@ -26,11 +25,11 @@ from rag.wiring.answering import with_llm
 def test_models_on_this_machine_can_be_chosen(tmp_path: Path) -> None:
     own = tmp_path / "own.gguf"
     own.write_bytes(b"GGUF")
-    found = known_models(Settings(llm={"model": str(own)}))
+    found = Core(Settings(llm={"model": str(own)})).known_models()
     assert found[0] == "gemma-3-270m"
     assert found[-1] == str(own)
     assert "multilingual-e5-small" not in found
-    assert "nowhere.gguf" not in known_models(Settings(llm={"model": "nowhere.gguf"}))
+    assert "nowhere.gguf" not in Core(Settings(llm={"model": "nowhere.gguf"})).known_models()
 
 
 def rss() -> int:
@@ -51,12 +50,13 @@ async def test_the_old_model_is_freed_before_the_new_one_is_loaded(in_shop: Path
             during.append((old() is None, rss()))
             progress(what, n_done, n_total)
 
-        return switch(settings, name, wanted, told)
+        return core.switch(name, wanted, told)
 
-    page = Page(partial(load, first))
+    core = Core(first)
+    page = Page(core.load)
     page.models = Models(
         "gemma-3-270m",
-        known=partial(known_models, settings),
+        known=Core(settings).known_models,
         switch=watched,
         preparation=page.preparation,
         conversations=page.conversations,
