@@ -1,6 +1,6 @@
 """Users and chats in a real SQLite file and a real PostgreSQL."""
 
-# ruff: noqa: ASYNC220, ASYNC221, ASYNC240 – a test may wait for a program and look at files
+# ruff: noqa: ASYNC220, ASYNC221, ASYNC240, F811 – a test may wait for a program; fixtures are arguments
 
 from __future__ import annotations
 
