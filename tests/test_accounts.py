@@ -807,7 +807,7 @@ async def test_a_killed_program_leaves_what_it_had_written(tmp_path: Path) -> No
     await accounts.close()
 
 
-async def test_a_server_that_is_away_is_told_and_comes_back(postgres: Postgres) -> None:  # noqa: F811
+async def test_a_server_that_is_away_is_told_and_comes_back(postgres: Postgres) -> None:
     accounts = Accounts(postgres.url(), patience_s=2)
     await accounts.chats.remember_user("ann", {})
     postgres.stop()
@@ -822,7 +822,7 @@ async def test_a_server_that_is_away_is_told_and_comes_back(postgres: Postgres) 
     await accounts.close()
 
 
-async def test_a_database_or_user_that_postgresql_lacks_is_told(postgres: Postgres) -> None:  # noqa: F811
+async def test_a_database_or_user_that_postgresql_lacks_is_told(postgres: Postgres) -> None:
     url = postgres.url()
     assert "does not exist on the server" in await failure(
         Accounts(url.replace("/chats_", "/none_"))

@@ -46,6 +46,8 @@ class Outbox:
         if self._is_retrying:  # it would wait for the same lock, and keep all behind it waiting
             return
         async with self._lock:
+            if self._is_retrying:  # since this waited for its turn
+                return
             await self._drain()
         if self._waiting and not self._is_retrying:
             self._retry = asyncio.create_task(self._try_again())

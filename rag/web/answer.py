@@ -7,6 +7,7 @@ on the screen is kept as it grows, so a server that is killed leaves what it had
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import chainlit as cl
 from chainlit.config import config
 from chainlit.data import get_data_layer
+from chainlit.step import StepDict
 from chainlit.utils import utc_now
 
 from rag import timing
@@ -27,6 +29,8 @@ if TYPE_CHECKING:  # all load LlamaIndex, which takes seconds; the port opens be
     from rag.events import Done, Waiting
     from rag.retrieval import Hit
     from rag.web.asking import Asking
+
+_log = logging.getLogger(__name__)
 
 State = Literal["writing", "done", "stopped", "failed"]
 
@@ -47,7 +51,10 @@ class Answer:
         self._step: cl.Step | None = None
         self._message: cl.Message | None = None
         self._cards: cl.CustomElement | None = None
-        self._place: cl.Message | None = None
+        self._note: cl.Message | None = None
+        self._error: cl.ErrorMessage | None = None
+        self._removed: list[StepDict] = []
+        """What was on the screen meanwhile."""
         self._waits_since: float | None = None
         self._kept_at = 0.0
         self._keeping: set[asyncio.Task[None]] = set()  # the loop alone would forget them
@@ -65,10 +72,17 @@ class Answer:
     async def show_again(self) -> None:
         """Show in the session at hand, another tab, what there is so far."""
         emitter = cl.context.emitter
-        if self._message is not None and self._message.content:
-            await emitter.send_step(self._message.to_dict())
+        for removed in self._removed:
+            await emitter.delete_step(removed)
+        for step in (self._step, self._note, self._message, self._error):
+            is_there = step is not None and (step is self._step or bool(step.content))
+            if step is not None and is_there and not self._is_removed(step.id):
+                await emitter.send_step(step.to_dict())
         if self._cards is not None:
             await emitter.send_element(self._cards.to_dict())
+
+    def _is_removed(self, step_id: str) -> bool:
+        return any(removed["id"] == step_id for removed in self._removed)
 
     def asks(self, asking: Asking) -> None:
         """Keep with the answer which version is asked, and which rows."""
@@ -94,20 +108,24 @@ class Answer:
             self._waits_since = now
         if now - self._waits_since < _PATIENCE_S:
             return
-        content = plain(timing.waits(waiting))
-        if self._place is None:
-            self._place = cl.Message(content=content)
-            await self._place.send()
-        elif self._place.content != content:
-            self._place.content = content
-            await self._place.update()
+        await self.notes(plain(timing.waits(waiting)))
+
+    async def notes(self, markdown: str) -> None:
+        """Show what is waited for, on one line, until `waited`."""
+        if self._note is None:
+            self._note = cl.Message(content=markdown)
+            await self._note.send()
+        elif self._note.content != markdown:
+            self._note.content = markdown
+            await self._note.update()
 
     async def waited(self) -> None:
-        """Say no more of a place in the queue."""
+        """Say no more of what was waited for."""
         self._waits_since = None
-        if self._place is not None:
-            place, self._place = self._place, None
-            await place.remove()
+        if self._note is not None:
+            note, self._note = self._note, None
+            self._removed.append(note.to_dict())
+            await note.remove()
 
     async def searched(self, query: str, hits: Sequence[Hit], seconds: float) -> None:
         """Show what was searched for and found."""
@@ -182,11 +200,13 @@ class Answer:
         """Keep what is there and say in one sentence why there is no more."""
         await self.waited()
         if self._step is not None and self._step.end is None:
+            self._removed.append(self._step.to_dict())
             await self._step.remove()
         if self._message is not None and self._message.content:
             await self._end("failed")
         # the author is named because Chainlit took its default before the title was set
-        await cl.ErrorMessage(content=plain(sentence), author=config.ui.name).send()
+        self._error = cl.ErrorMessage(content=plain(sentence), author=config.ui.name)
+        await self._error.send()
 
     async def _end(self, state: State) -> None:
         if self._message is None:
@@ -245,5 +265,9 @@ async def send_cards(cards: cl.CustomElement, message_id: str) -> None:
     # Chainlit keeps a copy of each element there and removes the folder above it when
     # another Chainlit of the same directory ends
     files: Path = cl.context.session.files_dir
-    await asyncio.to_thread(files.mkdir, parents=True, exist_ok=True)
-    await cards.send(for_id=message_id)
+    try:
+        await asyncio.to_thread(files.mkdir, parents=True, exist_ok=True)
+        await cards.send(for_id=message_id)
+    except OSError:  # a full disk; the page needs no copy, and the history has its own
+        _log.warning("Chainlit's copy of cards cannot be written", exc_info=True)
+        await cl.context.emitter.send_element(cards.to_dict())

@@ -14,9 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import chainlit as cl
-from chainlit.config import config
+import chainlit.server
 
-from rag.errors import ModelError, RagError
+# `from chainlit import socket` fails: Chainlit looks it up among its lazy names
+import chainlit.socket as chainlit_socket
+from chainlit.config import config
+from chainlit.session import WebsocketSession
+
+from rag.errors import FilterError, ModelError, QuestionError, RagError, RowNotFound
 from rag.metrics import Metrics
 from rag.web.answer import Answer
 from rag.web.commands import Command, parse
@@ -41,6 +46,9 @@ _REFRESH_S = 0.5
 _CONVERSATION = "conversation"
 _TOLD = "told"
 """The problem with keeping chats that the reader has been told."""
+
+_REPEATING = (QuestionError, FilterError, RowNotFound)
+"""Errors that repeat what the reader sent, which no log may hold."""
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +91,7 @@ class Callbacks:
     def __init__(self, parts: Parts, starters: Callable[[], tuple[str, ...]]) -> None:
         """Keep what the callbacks need; `register` makes them Chainlit's."""
         self._parts, self._starters = parts, starters
+        self._telling: set[asyncio.Task[None]] = set()  # the loop alone would forget them
 
     def register(self) -> None:
         """Make these Chainlit's callbacks."""
@@ -94,6 +103,7 @@ class Callbacks:
         config.code.on_message = _unless_gone(config.code.on_message)
         cl.on_stop(self.on_stop)
         cl.on_settings_update(self.on_settings_update)
+        chainlit.server.sio.on("connection_successful", self.on_connected)
         cl.on_window_message(self.on_window_message)
         cl.set_starters(self.starters)
 
@@ -107,11 +117,20 @@ class Callbacks:
             await self._parts.composer.offer()
             await self._parts.composer.say()
 
+    async def on_connected(self, sid: str) -> None:
+        """Begin or resume a chat as Chainlit does; show a page what it missed without network."""
+        await chainlit_socket.connection_successful(sid)
+        session = WebsocketSession.get(sid)
+        if session is not None and session.restored and not session.thread_id_to_resume:
+            self._parts.watch.came()
+
     async def on_chat_resume(self, thread: Mapping[str, Any]) -> None:
         """Take a kept conversation up again, and follow what is being written in it."""
         async with _telling(Answer()):
-            await self._conversation().recall(turns_of(thread.get("steps") or []))
             self._parts.watch.came()
+            cl.chat_context.clear()  # a page that comes back: Chainlit adds all messages again
+            cl.user_session.set(_TOLD, None)  # it was kept with the thread
+            await self._conversation().recall(turns_of(thread.get("steps") or []))
             await self._parts.composer.offer()
             await self._parts.composer.say()
 
@@ -163,7 +182,10 @@ class Callbacks:
                 await self._parts.run(command, message)
             else:
                 await self._answer(message, answer)
-        await self._tell_problem()
+        # not awaited: a database that is locked would hold up the end of the turn
+        task = asyncio.create_task(self._tell_problem())
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
     async def on_stop(self) -> None:
         """Take back Chainlit's own note; the answer says by itself that it was stopped."""
@@ -173,21 +195,20 @@ class Callbacks:
 
     async def _answer(self, message: cl.Message, answer: Answer) -> None:
         parts, person = self._parts, person_here()
-        with parts.limits.question(person.name):
-            await self._loaded()
+        with parts.limits.question(person.name), parts.watch.writing(answer):
+            await self._loaded(answer)
             await parts.composer.offer(again=True)  # a sync, or another reader's switch
             asking = parts.composer.asking(message.modes)
             answer.asks(asking)
             await parts.composer.tell(asking)
             conversation = self._conversation()
             async with conversation.turn:
-                make = await self._loaded()
+                make = await self._loaded(answer)
                 async with parts.conversations.answering():
                     from rag.web.turn import show  # loaded by now; see `core.load`
 
                     engine = await conversation.engine(make, asking, message.id)
-                    with parts.watch.writing(answer):
-                        await show(engine.aevents(message.content), answer, parts.metrics)
+                    await show(engine.aevents(message.content), answer, parts.metrics)
 
     def _conversation(self) -> Conversation:
         """Return what was said in the thread of this session."""
@@ -203,9 +224,10 @@ class Callbacks:
         person = await person_now()
         if person is None or not person.is_admin:
             raise ModelError(ADMINS)
-        await self._loaded()
+        answer = Answer()
+        await self._loaded(answer)
         task = asyncio.create_task(models.use(choice))
-        await self._until_done(task)
+        await self._until_done(task, answer)
         await task
         await cl.context.emitter.send_toast(f"{choice} answers from now on.", "success")
 
@@ -217,31 +239,26 @@ class Callbacks:
             if problem is not None:
                 await cl.context.emitter.send_toast(problem, "warning")
 
-    async def _loaded(self) -> MakeEngine:
+    async def _loaded(self, answer: Answer) -> MakeEngine:
         """Return what the preparation made, telling the reader how far it is.
 
         Nothing is awaited between the end of the load and the return: what is returned is current.
         """
         while not (task := self._parts.preparation.begin()).done():
-            await self._until_done(task)
+            await self._until_done(task, answer)
             await asyncio.shield(task)
         return task.result()
 
-    async def _until_done(self, task: asyncio.Task[Any]) -> None:
+    async def _until_done(self, task: asyncio.Task[Any], answer: Answer) -> None:
         await asyncio.wait({task}, timeout=_PATIENCE_S)
-        if not task.done():
-            await self._say_warming_up(task)
-
-    async def _say_warming_up(self, task: asyncio.Task[Any]) -> None:
-        note = await cl.Message(content=self._progress()).send()
+        if task.done():
+            return
         try:
             while not task.done():
+                await answer.notes(self._progress())
                 await asyncio.wait({task}, timeout=_REFRESH_S)
-                if note.content != (content := self._progress()):
-                    note.content = content
-                    await note.update()
         finally:
-            await note.remove()
+            await answer.waited()
 
     def _progress(self) -> str:
         return f"Warming up: {plain(self._parts.preparation.state)}"
@@ -256,7 +273,10 @@ async def _telling(answer: Answer) -> AsyncIterator[None]:
         await answer.stopped()
         raise
     except RagError as e:
-        _log.info("Told the reader: %s", e, exc_info=e)
+        if isinstance(e, _REPEATING):
+            _log.info("Told the reader what is wrong with what they sent: %s", type(e).__name__)
+        else:
+            _log.info("Told the reader: %s", e, exc_info=e)
         await answer.failed(str(e))
     except Exception:  # noqa: BLE001 – the room's outermost handler
         _log.exception("Something could not be done for a reader")
