@@ -114,7 +114,7 @@ def _ask(page: Page, question: str) -> tuple[float, float]:
     page.wait_for_function("() => window.firstWord", timeout=900_000, polling=20)
     screen = page.evaluate("() => window.firstWord - window.asked") / 1000
     page.locator("#stop-button").wait_for(state="detached", timeout=900_000)
-    counts = page.request.get(f"{page.url.split('/thread')[0]}/metrics").text()
+    counts = page.request.get(f"{page.url.split('/thread')[0].rstrip('/')}/metrics").text()
     return screen, _sum(counts)
 
 
