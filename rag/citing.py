@@ -125,6 +125,8 @@ class Citer:
         if found is not None:
             is_whole = found.end == found.sentences_end
             text += f" “{visible(found.text)}{'' if is_whole else '…'}”"
+        if not text and not self.text.strip():
+            text = WITHHELD if self.n_withheld else NOTHING
         if text:
             yield from self._add(f"\n\n{text}" if self.text.strip() else text)
         if found is not None:
@@ -284,5 +286,8 @@ UNSUPPORTED = "The table does not support this."
 """Said when no sentence of an answer is supported."""
 PARTLY = "The table supports only {n} of these {of} statements."
 """Said when too few sentences of an answer are supported."""
+WITHHELD = "The answer only repeated an order that a row gives, so it is left out."
+NOTHING = "There is no answer to this in the rows found."
+"""One of them is said when nothing else is: there is always a sentence."""
 ROW = "What the nearest row says:"
 """Put before a quotation that follows one of these two."""

@@ -353,6 +353,17 @@ def test_a_page_that_is_reloaded_follows_the_answer(scripted: str, open_tab: Ope
     page.wait_for_function(f"() => {n_words} > 400", timeout=SLOW_MS)
 
 
+def test_a_phone_that_reloads_keeps_its_chat(scripted: str, open_tab: OpenTab) -> None:
+    tab = open_tab(scripted, size=NARROW, theme="dark")
+    page = tab.page
+    tab.ask("What helps?")
+    tab.until_done()
+    page.wait_for_url("**/thread/**")
+    page.reload()
+    expect(page.locator(ANSWER)).to_contain_text("silver dagger", timeout=SLOW_MS)
+    expect(page.locator("#chat-submit")).to_have_attribute("aria-label", "Send")
+
+
 def test_what_is_asked_is_in_sight(scripted: str, open_tab: OpenTab) -> None:
     tab = open_tab(scripted)
     page = tab.page

@@ -180,6 +180,9 @@ class Answer:
         self._metadata["table_version"] = done.table_version
         self._metadata["timings"] = asdict(done.timings)
         self._metadata["text"] = done.answer
+        chosen = self._metadata["asked"]["filters"] if "asked" in self._metadata else []
+        if done.refused and chosen:
+            note = f"Only rows that fit your filters were looked at: {', '.join(chosen)}."
         if note:
             await self._write(f"\n\n_{plain(note)}_")
         await self._end("done")

@@ -149,6 +149,7 @@ class Callbacks:
         async with _telling(Answer()):
             await self._parts.composer.offer(again=True)
             await self._parts.composer.say()
+            self._parts.composer.check()
 
     async def on_window_message(self, message: object) -> None:
         """Offer what there is now, when the page has seen a sync; its other messages are ours."""
@@ -169,6 +170,8 @@ class Callbacks:
         """Answer a question, new or edited; Chainlit shows nothing of what is raised here."""
         # Stop cancels this task; Chainlit sets it for a new message, but not for an edited one
         cl.context.session.current_task = asyncio.current_task()
+        thread = {"rag": "thread", "id": cl.context.session.thread_id}
+        await cl.context.emitter.send_window_message(thread)
         answer = Answer()
         async with _telling(answer):
             is_admin = person_here().is_admin

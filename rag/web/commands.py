@@ -194,7 +194,8 @@ def help_text(*, title: str, is_admin: bool) -> Shown:
     return Shown(
         f"**{plain_line(title)}** answers from the rows of a table. A number in an answer opens "
         f"the row that it stands on.\n\n{listed}\n\nBelow the question you pick the version of "
-        "the table that is asked; the filters are in the settings beside it."
+        "the table that is asked, once there is more than one; the filters are in the settings "
+        "beside it."
     )
 
 

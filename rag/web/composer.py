@@ -85,6 +85,14 @@ class Composer:
         """Let the next offer show the settings of the session at hand, whatever it shows now."""
         cl.user_session.set(_SETTINGS, None)
 
+    def check(self) -> None:
+        """Refuse filters of the session at hand that cannot be used.
+
+        Raises:
+            FilterError: a filter holds a value that its column does not take.
+        """
+        asking.asked(self._known.facts, cl.context.session.chat_settings, None)
+
     async def say(self) -> None:
         """Tell the page what the next question will ask."""
         with contextlib.suppress(FilterError):  # the question will say so; the field keeps it

@@ -11,7 +11,7 @@ from typing import Any
 import chainlit as cl
 
 from rag.accounts import Accounts
-from rag.errors import QuestionError
+from rag.errors import QuestionError, RowNotFound
 from rag.web import commands, stats
 from rag.web.answer import send_cards
 from rag.web.commands import Command, Shown
@@ -49,8 +49,7 @@ class Running:
                 hits = await asyncio.to_thread(self._core.hits, command.argument, asking)
                 await _show(commands.search(hits, command.argument, asking))
             case "row":
-                view = await asyncio.to_thread(self._core.row, command.argument, asking.version)
-                await _show(commands.row(view))
+                await _show(await self._row(command.argument, asking.version))
             case "sources":
                 await _show(commands.sources(await self._last_sources()))
             case "export":
@@ -60,6 +59,13 @@ class Running:
             case "help":
                 shown = commands.help_text(title=self._title, is_admin=person_here().is_admin)
                 await _show(shown)
+
+    async def _row(self, key: str, version: int | None) -> Shown:
+        try:
+            return commands.row(await asyncio.to_thread(self._core.row, key, version))
+        except RowNotFound as e:  # its own sentence is for a terminal
+            at = "this version" if version is None else f"version {version}"
+            raise QuestionError(f"There is no row {key!r} in {at} of the table.") from e
 
     async def _last_sources(self) -> list[dict[str, Any]]:
         thread = await self._accounts.thread(cl.context.session.thread_id)

@@ -21,6 +21,7 @@
     'button:has(> svg.lucide-copy)': 'Copy the message',
     'button:has(> svg.lucide-arrow-down)': 'To the latest message'
   };
+  const OURS = new Set(Object.values(NAMES));
   const NAMING_MS = 250;
 
   let standing = null;
@@ -167,9 +168,21 @@
   const nameButtons = () => {
     for (const [selector, name] of Object.entries(NAMES)) {
       for (const found of document.querySelectorAll(selector)) {
-        if (!found.getAttribute('aria-label')) found.setAttribute('aria-label', name);
+        const label = found.getAttribute('aria-label');
+        // React makes another button of one that was named here: Send of Stop
+        if (!label || (label !== name && OURS.has(label))) found.setAttribute('aria-label', name);
       }
     }
+  };
+
+  // On a narrow screen Chainlit leaves the address as it was, and a reload would lose the chat.
+  const nameThread = (id) => {
+    const isAt = () => window.location.pathname.endsWith(`/thread/${id}`);
+    setTimeout(() => {
+      if (!isAt() && window.location.href === ROOT.href) {
+        window.history.replaceState(window.history.state, '', new URL(`thread/${id}`, ROOT));
+      }
+    }, NAMING_MS);
   };
 
   // Once for all the changes of a while: an answer that streams changes the page all the time.
@@ -188,7 +201,9 @@
   const nameSoon = oncePer((act) => setTimeout(act, NAMING_MS), nameButtons);
 
   window.addEventListener('message', ({ source, origin, data }) => {
-    if (source !== window || origin !== location.origin || data?.rag !== 'asking') return;
+    if (source !== window || origin !== location.origin) return;
+    if (data?.rag === 'thread') nameThread(String(data.id));
+    if (data?.rag !== 'asking') return;
     asking = {
       filters: Array.isArray(data.filters) ? data.filters.map(String) : [],
       version: Number.isInteger(data.version) ? data.version : null
