@@ -52,11 +52,9 @@ async def on_message(message: cl.Message) -> None:
         await cl.ErrorMessage(content=str(e)).send()
         return
     if command is not None and command.name == "stats":
-        charts = [
-            cl.Plotly(name=f"chart {n}", figure=figure, display="inline")
-            for n, figure in enumerate(stats.figures(ANSWERS, FACTS))
-        ]
-        await cl.Message(content="Charts", elements=charts).send()
+        shown = await cl.Message(content="Charts").send()
+        for n, figure in enumerate(stats.figures(ANSWERS, FACTS)):
+            await cl.Plotly(name=f"chart {n}", figure=figure, display="inline").send(shown.id)
         return
     told = {**asked.plain(), "command": command and [command.name, command.argument]}
     await cl.Message(content=f"```json\n{json.dumps(told)}\n```").send()

@@ -81,11 +81,10 @@ class Running:
         if not figures:
             await _show(Shown("There is nothing to draw yet: ask a question first."))
             return
-        charts = [
-            cl.Plotly(name=f"chart {n}", figure=figure, display="inline", size="large")
-            for n, figure in enumerate(figures, start=1)
-        ]
-        await cl.Message(content="The table and recent questions:", elements=charts).send()
+        message = await cl.Message(content="The table and recent questions:").send()
+        for n, figure in enumerate(figures, start=1):  # one after the other keeps their order
+            chart = cl.Plotly(name=f"chart {n}", figure=figure, display="inline", size="large")
+            await chart.send(for_id=message.id)
 
 
 async def _show(shown: Shown) -> None:
