@@ -96,6 +96,7 @@ def first() -> str:
         page.goto(url)
         page.locator("#chat-input").wait_for(timeout=60_000)
         _ask(page, QUESTIONS[-1])  # waits for the models
+        page.wait_for_url("**/thread/**")  # Chainlit makes the composer anew
         found = [_ask(page, QUESTIONS[n % len(QUESTIONS)]) for n in range(N_QUESTIONS)]
         browser.close()
     later = sorted(1000 * (screen - engine) for screen, engine in found)

@@ -7,22 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from chat_server import ROOT, serving
 from front_app import NASTY_ROW, SILVER
 from playwright.sync_api import Page, expect
-from test_browser import ANSWER, NARROW, SLOW_MS, WIDE, OpenTab, Tab, browser, open_tab
+from test_browser import ANSWER, NARROW, SLOW_MS, WIDE, OpenTab, Tab, browser, open_tab, serious
 
 __all__ = ["browser", "open_tab"]
 
 pytestmark = pytest.mark.browser
 
 APP = ROOT / "tests" / "front_app.py"
-CHAINLITS_OWN = {
-    # the handle between chat and panel names a panel that has no such id; the arrow keys work
-    "aria-valid-attr-value": "[data-resize-handle]",
-}
-"""What axe finds that Chainlit's own parts do and nothing of ours can mend."""
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +36,7 @@ def ask(tab: Tab, question: str) -> None:
 
 def check(page: Page) -> None:
     """Find no serious fault of ours for people who do not see or point."""
-    faults = [
-        f"{found['id']}: {node['html']}"
-        for found in Axe().run(page).response["violations"]
-        for node in found["nodes"]
-        if found["impact"] in ("serious", "critical")
-        and not page.locator(node["target"][0])
-        .and_(page.locator(CHAINLITS_OWN.get(found["id"], "#none")))
-        .count()
-    ]
-    assert faults == []
+    assert serious(page) == []
 
 
 def test_the_strip_tells_what_is_asked_and_an_admin_syncs(

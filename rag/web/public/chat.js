@@ -16,6 +16,7 @@
     '#side-view-title button': 'Close',
     '[role="dialog"]:has(#side-view-content)': 'Row',
     '.edit-message': 'Edit',
+    'div:has(> #password) button[type="button"]': 'Show the password',
     '.positive-feedback-off, .positive-feedback-on': 'Helpful',
     '.negative-feedback-off, .negative-feedback-on': 'Not helpful',
     'button:has(> svg.lucide-copy)': 'Copy the message',
