@@ -33,6 +33,7 @@ NARROW = {"width": 390, "height": 844}
 CHAINLITS_OWN = "`DialogContent` requires a `DialogTitle`"
 """On narrow screens Chainlit's panel has a title, but renames its id, which Radix looks for."""
 SLOW_MS = 60_000
+SETTLE_MS = 300
 expect.set_options(timeout=20_000)  # of a machine that does other work
 
 ANSWER = '[data-step-type="assistant_message"]'
@@ -70,7 +71,19 @@ AXES_OWN = {
 
 
 def serious(page: Page) -> list[str]:
-    """Return what is seriously wrong for people who do not see or point."""
+    """Return what is seriously wrong for people who do not see or point, and stays so.
+
+    The page names Chainlit's buttons a quarter of a second after they appear.
+    """
+    for _ in range(20):
+        page.wait_for_timeout(SETTLE_MS)
+        found = _serious(page)
+        if not found:
+            break
+    return found
+
+
+def _serious(page: Page) -> list[str]:
     return [
         f"{found['id']}: {node['html']}"
         for found in Axe().run(page).response["violations"]
