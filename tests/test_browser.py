@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,15 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from chat_server import serving
 from deltalake import DeltaTable
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Page,
+    Request,
+    WebSocket,
+    expect,
+    sync_playwright,
+)
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from scripted_app import NASTY_ROW, TEXTS, WOLFSBANE
 from test_web import normal
@@ -105,6 +114,15 @@ class Tab:
     """Parts of faults that the test provokes."""
     login_faults: list[str] = field(default_factory=list)
     """What axe finds on the page to sign in."""
+    received: list[str] = field(default_factory=list)
+    """What came over its sockets."""
+
+    def until_connected(self) -> None:
+        """Wait for the server's first word; before it a click on Send does nothing."""
+        until = time.monotonic() + SLOW_MS / 1000
+        while "task_end" not in "".join(self.received):
+            assert time.monotonic() < until, "the server did not answer over the socket"
+            self.page.wait_for_timeout(20)
 
     def ask(self, question: str) -> None:
         """Type a question and send it."""
@@ -151,13 +169,13 @@ def open_tab(browser: Browser) -> Iterator[OpenTab]:
                 tab.faults.append(f"console {message.text}")
 
         tab.page.on("request", on_request)
-        tab.page.on(
-            "websocket",
-            lambda ws: (
-                ws.url.startswith(url.replace("http", "ws"))
-                or tab.faults.append(f"socket to {ws.url}")
-            ),
-        )
+
+        def on_socket(socket: WebSocket) -> None:
+            if not socket.url.startswith(url.replace("http", "ws")):
+                tab.faults.append(f"socket to {socket.url}")
+            socket.on("framereceived", lambda frame: tab.received.append(str(frame)))
+
+        tab.page.on("websocket", on_socket)
         tab.page.on("pageerror", lambda e: tab.faults.append(f"error {e}"))
         tab.page.on("console", on_console)
         tab.page.goto(url)
@@ -169,6 +187,7 @@ def open_tab(browser: Browser) -> Iterator[OpenTab]:
             tab.page.locator("#password").fill(f"{login}s secret")
             tab.page.locator("button[type=submit]").click()
         expect(tab.page.locator("#chat-input")).to_be_visible(timeout=SLOW_MS)
+        tab.until_connected()
         return tab
 
     yield make
