@@ -499,9 +499,12 @@ def test_the_werewolf_question_from_start_to_row(real: str, open_tab: OpenTab) -
     expect(page.locator("#starters button")).to_have_count(4)
     tab.picture("welcome")
     tab.ask("What do I need against a werewolf?")
+    strip = page.locator("#rag-strip")
+    expect(strip.locator(".rag-busy, .rag-fresh")).to_be_visible()  # no index yet is no problem
     chip = page.locator(CHIP).first
     expect(chip).to_be_visible(timeout=600_000)
     tab.until_done()
+    expect(strip).to_contain_text("up to date")
     tab.picture("answer")
     chip.click()
     passage = page.get_by_test_id("passage")

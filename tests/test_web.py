@@ -1066,9 +1066,9 @@ def client() -> TestClient:
     """Return a client of the real application; without `with`, which would end the process."""
     state = {"is_ready": False}
 
-    def install() -> None:
+    def install(**more: Any) -> None:
         told = lambda: (state["is_ready"], "embedding 1/2")  # noqa: E731
-        server.install("Fantasy <Shop>", state=told, metrics=Metrics())
+        server.install("Fantasy <Shop>", state=told, metrics=Metrics(), **more)
 
     install()
     client = TestClient(
@@ -1120,6 +1120,14 @@ def test_pictures_are_our_own(client: TestClient, path: str) -> None:
     response = client.get(path)
     assert response.headers["content-type"] == "image/svg+xml"
     assert "<svg" in response.text
+
+
+@pytest.mark.parametrize("emblem", ["flask.svg", "table.svg"])
+def test_the_demo_has_its_own_emblem(client: TestClient, emblem: str) -> None:
+    client.install(emblem=emblem)  # type: ignore[attr-defined]
+    picture = client.get("/favicon").text
+    assert picture == client.get(f"/public/{emblem}").text
+    assert picture.partition(">")[2].strip() in client.get("/logo").text
 
 
 @pytest.mark.parametrize("name", ["Sources", "SourceCard"])

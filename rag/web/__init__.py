@@ -22,7 +22,7 @@ here or in what this imports: the port opens within seconds, the rest is loaded 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import chainlit as cl
@@ -36,7 +36,7 @@ from rag.web import download, pages, server
 from rag.web.auth import install_auth
 from rag.web.callbacks import Callbacks, Parts
 from rag.web.composer import Composer
-from rag.web.conversations import Conversations
+from rag.web.conversations import Conversations, MakeEngine
 from rag.web.core import Core
 from rag.web.history import History
 from rag.web.limits import Limits
@@ -90,12 +90,13 @@ def serve(settings: Settings, core: Core) -> None:
             conversations=conversations,
         )
     composer = Composer(core.know, models)
-    table = Table(core, composer, conversations, metrics)
+    table = Table(core, preparation, composer, conversations, metrics)
     library = pages.Library(table.standing, core.row, core.sync, table.synced)
     server.install(
         named,
         state=lambda: (preparation.is_ready, preparation.state),
         metrics=metrics,
+        emblem="flask.svg" if settings.is_demo else "table.svg",
         settings=web,
         routes=[
             *pages.routes(library, person=person_of, accent=web.accent),
@@ -127,6 +128,7 @@ class Table:
     """The table as the pages beside the chat see it, and who must hear of a sync."""
 
     core: Core
+    preparation: Preparation[MakeEngine]
     composer: Composer
     conversations: Conversations
     metrics: Metrics
@@ -135,6 +137,10 @@ class Table:
         """Return where the table and its index stand; blocks."""
         status = self.core.status()
         self.metrics.stands(mirrored=status.index_version, latest=status.table_version)
+        if status.index_version is None and self.preparation.is_under_way:
+            # the first load builds the index; that there is none yet is no fault
+            at = status.building or self.preparation.state
+            return replace(status, building=at, problem=None)
         return status
 
     async def synced(self) -> None:

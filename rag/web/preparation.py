@@ -62,6 +62,11 @@ class Preparation(Generic[T]):
         return self._task is not None and self._task.done() and _failure(self._task) is None
 
     @property
+    def is_under_way(self) -> bool:
+        """Whether the load is running."""
+        return self._task is not None and not self._task.done()
+
+    @property
     def state(self) -> str:
         """Where it is, in a few words: `ready`, a failure's sentence, or `embedding 120/165`."""
         if self.is_ready:

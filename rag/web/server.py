@@ -54,6 +54,7 @@ def install(
     *,
     state: Callable[[], tuple[bool, str]],
     metrics: Metrics,
+    emblem: str = "table.svg",
     settings: WebSettings | None = None,
     routes: Sequence[Route] = (),
 ) -> None:
@@ -63,6 +64,7 @@ def install(
         title: Name of the chat, in the page's title and on the welcome page.
         state: Returns whether questions can be answered, and where the preparation is.
         metrics: What `/metrics` tells.
+        emblem: Picture of `public/` that stands for the chat.
         settings: Host names, the token of `/metrics`, how much may be asked; None: the defaults.
         routes: More routes; they ask for themselves who somebody is.
     """
@@ -77,7 +79,8 @@ def install(
     sockets.guard(hosts, per_minute=settings.max_questions_per_minute)
     _put_gates(hosts)
     # in front of Chainlit's own: its last route answers every GET with the page
-    own = [_prefixed(route) for route in (*_routes(title, state, metrics, settings), *routes)]
+    ours = _routes(title, PUBLIC / emblem, state, metrics, settings)
+    own = [_prefixed(route) for route in (*ours, *routes)]
     earlier = getattr(app.state, "rag_routes", [])
     kept = [
         r for r in app.router.routes if r not in earlier and getattr(r, "path", "") not in _DOCS
@@ -125,9 +128,13 @@ def _without_other_hosts() -> None:
 
 
 def _routes(
-    title: str, state: Callable[[], tuple[bool, str]], metrics: Metrics, settings: WebSettings
+    title: str,
+    emblem: Path,
+    state: Callable[[], tuple[bool, str]],
+    metrics: Metrics,
+    settings: WebSettings,
 ) -> list[Route]:
-    logos = {theme: _logo(title, theme) for theme in _INK}
+    logos = {theme: _logo(title, emblem, theme) for theme in _INK}
 
     async def healthz(_request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -145,7 +152,7 @@ def _routes(
         return Response(metrics.text(), headers={"content-type": CONTENT_TYPE})
 
     async def favicon(_request: Request) -> Response:
-        return FileResponse(PUBLIC / "favicon.svg", media_type="image/svg+xml")
+        return FileResponse(emblem, media_type="image/svg+xml")
 
     async def logo(request: Request) -> Response:
         theme = request.query_params.get("theme", "light")
@@ -173,17 +180,17 @@ def _is_operator(request: Request, settings: WebSettings) -> bool:
     return is_here and not is_forwarded(request.headers)
 
 
-def _logo(title: str, theme: str) -> str:
+def _logo(title: str, emblem: Path, theme: str) -> str:
     """Return the emblem with the title below it, in the theme's colours."""
     ink, faint = _INK[theme]
-    emblem = (PUBLIC / "favicon.svg").read_text(encoding="utf-8")
-    emblem = emblem[emblem.index("<svg") :].replace(
+    picture = emblem.read_text(encoding="utf-8")
+    picture = picture[picture.index("<svg") :].replace(
         "<svg", '<svg x="160" y="0" width="160" height="160"', 1
     )
     size = min(56, 760 // max(len(title), 1))
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 480 270" role="img">'
-        f"<title>{escape(title)}</title>{emblem}"
+        f"<title>{escape(title)}</title>{picture}"
         '<g text-anchor="middle">'
         f'<text x="240" y="220" fill="{ink}" font-size="{size}" font-weight="600" '
         f'font-family="Iowan Old Style, Palatino, Georgia, serif">{escape(title)}</text>'

@@ -6,6 +6,7 @@
   'use strict';
 
   const REFRESH_MS = 30_000;
+  const BUILDING_MS = 2_000;
   const ROOT = new URL('..', document.currentScript.src);
   const NAMES = {
     '#chat-submit': 'Send',
@@ -29,6 +30,7 @@
   let asking = { filters: [], version: null };
   let work = null; // what the sync at hand says; null when there is none
   let isLooking = false;
+  let nextLook = 0;
 
   // --- the strip ------------------------------------------------------------------------------
 
@@ -116,10 +118,7 @@
     return isJson ? [answer.ok, await answer.json()] : [false, {}];
   };
 
-  const look = async () => {
-    // without a composer nobody is signed in, or the page is another
-    if (isLooking || document.hidden || !document.getElementById('message-composer')) return;
-    isLooking = true;
+  const ask = async () => {
     const before = standing?.version;
     try {
       const [isOk, value] = await json('rag/standing');
@@ -130,10 +129,19 @@
       }
     } catch {
       standing = null; // away; Chainlit says so itself
-    } finally {
-      isLooking = false;
     }
     draw();
+  };
+
+  const look = async () => {
+    if (isLooking) return;
+    isLooking = true;
+    clearTimeout(nextLook);
+    // without a composer nobody is signed in, or the page is another
+    if (!document.hidden && document.getElementById('message-composer')) await ask();
+    const isBuilding = standing && (standing.building || standing.version === null);
+    nextLook = setTimeout(look, isBuilding ? BUILDING_MS : REFRESH_MS);
+    isLooking = false;
   };
 
   const sync = async () => {
@@ -217,10 +225,10 @@
   });
   window.addEventListener('focus', look);
   document.addEventListener('visibilitychange', look);
-  setInterval(look, REFRESH_MS);
 
   draw();
   const watcher = new MutationObserver(() => (settleSoon(), nameSoon()));
   watcher.observe(document.documentElement, { childList: true, subtree: true });
   settle();
+  look();
 })();
