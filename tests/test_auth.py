@@ -219,12 +219,25 @@ def test_the_page_shows_the_sentence_of_each_refusal() -> None:
 # --- cookies ---------------------------------------------------------------------------------
 
 
+def login_of(folder: Path, name: str) -> str:
+    """Return what a good cookie of a user holds."""
+
+    async def run() -> str:
+        accounts = Accounts(str(folder / "data/chats.db"))
+        user = await accounts.user(name)
+        await accounts.close()
+        return user.login if user else ""
+
+    return asyncio.run(run())
+
+
 def forged(folder: Path, *, key: str | None = None, **changes: object) -> str:
     """Return a token like the server's own, but for the changes."""
+    name = changes.get("identifier", "ann")
     claims = {
-        "identifier": "ann",
+        "identifier": name,
         "display_name": None,
-        "metadata": {"way": "password", "is_admin": True},
+        "metadata": {"way": "password", "is_admin": True, "login": login_of(folder, str(name))},
         "exp": int(time.time()) + 60,
         "iat": int(time.time()),
     } | changes
@@ -255,8 +268,10 @@ def test_the_servers_own_token_is_good(server: Server) -> None:
         {"identifier": "nobody"},
         {"metadata": {"way": "local"}, "identifier": "local"},
         {"metadata": {}},
+        {"metadata": {"way": "password"}},
+        {"metadata": {"way": "password", "login": "0" * 32}},
     ],
-    ids=["another key", "expired", "unknown", "another way", "no way"],
+    ids=["another key", "expired", "unknown", "another way", "no way", "no login", "another login"],
 )
 def test_a_forged_cookie_is_nobodys(server: Server, wrong: dict[str, object]) -> None:
     with with_token(server, forged(server.folder, **wrong)) as client:
@@ -295,21 +310,32 @@ def test_a_cookie_cannot_make_an_admin(server: Server) -> None:
         assert client.get("/user").json()["metadata"]["is_admin"] is False
 
 
-async def test_a_removed_admin_keeps_no_rights(server: Server) -> None:
+async def test_a_new_password_ends_every_login_and_a_removed_admin_has_no_rights(
+    server: Server,
+) -> None:
     await asyncio.to_thread(change, server.folder, ("add_user", "eve", "password of eve", True))
     with server.client() as client:
         sign_in(client, "eve", "password of eve", "10.5.0.1")
         async with tab(server, cookies(client)) as page:
             assert (await page.asked("who")).count("is_admin=True") == 2
             await asyncio.to_thread(
-                change, server.folder, ("add_user", "eve", "password of eve", False)
+                change, server.folder, ("add_user", "eve", "another of eve", False)
             )
+            assert client.get("/rag/me").json() is None
+            assert await page.asked("who") == SIGNED_OUT
+        assert await _is_refused(server, cookies(client))
+        sign_in(client, "eve", "another of eve", "10.5.0.1")
+        async with tab(server, cookies(client)) as page:
             assert client.get("/rag/me").json() == ["eve", False]
-            now = await page.asked("who")
-            assert now.index("is_admin=True") < now.index("is_admin=False")
+            assert "is_admin=True" not in await page.asked("who")
             await asyncio.to_thread(change, server.folder, ("remove_user", "eve"))
             assert client.get("/user").status_code == 401
             assert await page.asked("who") == SIGNED_OUT
+            # another person of the same name is another person
+            await asyncio.to_thread(
+                change, server.folder, ("add_user", "eve", "another of eve", False)
+            )
+            assert client.get("/user").status_code == 401
 
 
 def test_the_secret_is_made_once_and_only_ours(server: Server) -> None:

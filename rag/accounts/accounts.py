@@ -6,10 +6,11 @@ Knows the database and passwords; does not know who asks.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import unicodedata
 import uuid
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import delete, exists, func, select
@@ -32,6 +33,8 @@ class User:
 
     name: str
     is_admin: bool
+    login: str = field(default="", compare=False, repr=False)
+    """Differs after each change of the password, and for another person of the same name."""
 
 
 class Accounts:
@@ -123,7 +126,9 @@ class Accounts:
             found = (await connection.execute(statement)).one_or_none()
         if found is None:
             return None, None
-        return User(found.name, found.is_admin), found.password
+        # the stored hash has a new salt each time
+        login = hashlib.sha256(found.password.encode()).hexdigest()[:32]
+        return User(found.name, found.is_admin, login), found.password
 
     # -- chats ------------------------------------------------------------------------------------
 

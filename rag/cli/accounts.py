@@ -46,7 +46,7 @@ def list_(as_json: Json = False) -> None:
     """List who can log in."""
     found = _run(lambda accounts: accounts.users())
     if as_json:
-        print_json([dataclasses.asdict(user) for user in found])
+        print_json([{"name": user.name, "is_admin": user.is_admin} for user in found])
         return
     for user in found:
         out.print(f"{plain(user.name)}{'  (admin)' if user.is_admin else ''}")

@@ -39,6 +39,7 @@ Way = Literal["local", "password", "header", "oauth"]
 
 _LONGEST_NAME = 200
 _WAY = "way"
+_LOGIN = "login"
 _OPEN = (
     "The chat would listen on {host!r}, for everybody and without a login. Add a user "
     "(`rag user add NAME --admin`), or name the header of a proxy (RAG_WEB__AUTH_HEADER), "
@@ -96,8 +97,8 @@ class Auth:
         Raises:
             AccountsError: the users cannot be read.
         """
-        name = self._named_by_cookie(connection)
-        return None if name is None else await self._known(name, connection.headers)
+        user = self._of_cookie(connection)
+        return None if user is None else await self._known(user, connection.headers)
 
     async def signed_in(self, request: Request) -> Any:
         """Return Chainlit's user of a request.
@@ -152,23 +153,25 @@ class Auth:
         }
         return user
 
-    def _named_by_cookie(self, connection: HTTPConnection) -> str | None:
+    def _of_cookie(self, connection: HTTPConnection) -> cl.User | None:
         try:
             user = chainlit.auth.decode_jwt(get_token_from_cookies(connection.cookies))
         except Exception:  # noqa: BLE001 – whatever it is, it is no cookie of ours
             return None
         # a name of another way may be another person
-        is_ours = (user.metadata or {}).get(_WAY) == self.way
-        return str(user.identifier) if is_ours else None
+        return user if (user.metadata or {}).get(_WAY) == self.way else None
 
-    async def _known(self, name: str, headers: Headers) -> Person | None:
+    async def _known(self, user: cl.User, headers: Headers) -> Person | None:
+        name = str(user.identifier)
         if self.way == "local":
             if await self._has_become_password():
                 return None
             return Person(LOCAL, is_admin=True) if name == LOCAL else None
         if self.way == "password":
             found = await self._accounts.user(name)
-            return None if found is None else Person(name, found.is_admin)
+            # a cookie of an earlier password is worth nothing
+            is_good = found is not None and user.metadata.get(_LOGIN) == found.login
+            return Person(name, found.is_admin) if found is not None and is_good else None
         if self.way == "header" and self._named_by_proxy(headers) != name:
             return None
         return Person(name, name in self._settings.admins)

@@ -103,7 +103,7 @@ class Login:
             return _sentence(401, _WRONG)
         self._throttle.succeeded(name, address)
         made: Response = await chainlit.server._authenticate_user(
-            request, self._auth.user(user.name)
+            request, self._auth.user(user.name, login=user.login)
         )
         return made
 

@@ -52,16 +52,15 @@ def _card(n: int, hit: Hit, spans: list[tuple[int, int]]) -> dict[str, Any]:
     }
 
 
-def row_card(view: RowView, *, title: str = "") -> dict[str, Any]:
+def row_card(view: RowView) -> dict[str, Any]:
     """Return the card of one row that nobody searched for, so that it has no relevance.
 
     Args:
         view: The row, as it was in a version.
-        title: What the card is headed with; empty is its key.
     """
     return {
         "n": 1,
-        "title": title or f"Row {view.row_key}",
+        "title": f"Row {view.row_key}",
         "relevance": None,
         "is_cited": False,
         "segments": segments(view.text, ()),
