@@ -473,12 +473,17 @@ def test_a_provider_names_the_user(tmp_path: Path, provider: str) -> None:
         "OAUTH_GENERIC_USER_INFO_URL": f"{provider}/user",
         "OAUTH_GENERIC_SCOPES": "email",
         "RAG_WEB__ADMINS": '["ann@example.org"]',
+        "RAG_WEB__OAUTH_USERS": '["@example.org", "carl@elsewhere.org"]',
     }
     with serving(tmp_path, **settings) as server:
         for person, known in [
             ({"email": "ann@example.org"}, ["ann@example.org", True]),
             ({"email": "bob@example.org", "email_verified": True}, ["bob@example.org", False]),
             ({"email": "ann@example.org", "email_verified": False}, None),
+            ({"email": "Carl@elsewhere.org"}, ["Carl@elsewhere.org", False]),
+            ({"email": "bob@elsewhere.org"}, None),
+            ({"email": "ann@example.org.elsewhere.org"}, None),
+            ({"email": "ann@notexample.org"}, None),
             ({"email": "local"}, None),
             ({}, None),
         ]:

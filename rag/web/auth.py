@@ -65,6 +65,11 @@ def install_auth(settings: WebSettings, accounts: Accounts, *, host: str) -> Non
     prepare_cookie(settings)
     if auth.way == "header" and not is_loopback(host):
         _log.warning("Whoever reaches %s beside the proxy can pass for any user.", host)
+    if auth.way == "oauth" and not settings.oauth_users:
+        _log.warning(
+            "Everybody with an account at the OAuth provider may chat; RAG_WEB__OAUTH_USERS names "
+            "who may."
+        )
     auth.register()
     owning.install(auth, accounts)
 
@@ -174,6 +179,8 @@ class Auth:
             return Person(name, found.is_admin) if found is not None and is_good else None
         if self.way == "header" and self._named_by_proxy(headers) != name:
             return None
+        if self.way == "oauth" and not self._may_chat(name):
+            return None
         return Person(name, name in self._settings.admins)
 
     async def _has_become_password(self) -> bool:
@@ -227,7 +234,16 @@ class Auth:
             return None
         # the same name at two providers is two people
         is_one = len(get_configured_oauth_providers()) == 1
-        return self.user(name if is_one else f"{provider_id}:{name}", provider=provider_id)
+        name = name if is_one else f"{provider_id}:{name}"
+        return self.user(name, provider=provider_id) if self._may_chat(name) else None
+
+    def _may_chat(self, name: str) -> bool:
+        """Whether a user of a provider is one of those for whom this chat is."""
+        allowed = [one.casefold() for one in self._settings.oauth_users]
+        name = name.casefold()
+        return not allowed or any(
+            name.endswith(one) if one.startswith("@") else name == one for one in allowed
+        )
 
 
 def _way(settings: WebSettings, accounts: Accounts, host: str) -> Way:
