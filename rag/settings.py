@@ -204,7 +204,7 @@ class WebSettings(_Group):
     title: str | None = None
     """Name of the chat. Unset: `Fantasy Shop` for the demo, else the table's name."""
     starters: tuple[str, ...] | None = None
-    """Questions offered at the start, as a JSON list. Unset: four, drawn from the rows of the table."""
+    """Questions offered at the start, as a JSON list. Unset: four, drawn from the table."""
     accent: str | None = Field(None, pattern="^#[0-9a-fA-F]{6}$")
     """Colour of buttons and citations, as `#9a4a12`. Unset: the theme's."""
     database: SecretStr | None = None
@@ -217,7 +217,7 @@ class WebSettings(_Group):
     auth_header: str | None = Field(None, pattern="^[A-Za-z0-9-]+$")
     """The request header in which a proxy names the user; the proxy must drop the clients' own."""
     oauth_users: Names = ()
-    """Who of an OAuth provider may chat, as `ann@example.org`, or `@example.org` for a whole domain.
+    """Who of an OAuth provider may chat, as `ann@example.org`, or `@example.org` for a domain.
     Unset: everybody whom the provider lets in."""
     admins: Names = ()
     """Users of a proxy or of OAuth who may sync, switch the model and see `/stats`."""
