@@ -15,7 +15,7 @@ from rag.accounts import Accounts
 from rag.errors import QuestionError
 from rag.metrics import Metrics
 from rag.settings import Settings
-from rag.web import server
+from rag.web import owning, server
 from rag.web.auth import install_auth
 from rag.web.history import History
 from rag.web.limits import Limits
@@ -47,7 +47,7 @@ def main() -> None:
     accounts = Accounts(web.database.get_secret_value() if web.database else DATABASE)
     history = History(accounts)
     cl.data_layer(lambda: history)
-    install_auth(web, accounts, host=config.run.host)
+    owning.install(install_auth(web, accounts, host=config.run.host), accounts)
     own = [
         Route("/rag/me", me),
         Route("/rag/crash", crash),

@@ -14,7 +14,8 @@ here or in what this imports: the port opens within seconds, the rest is loaded 
     guard.py          text that stays text in Chainlit's Markdown
     rows.py           hits as plain values for public/elements/*.jsx
     history.py        chats kept in `rag.accounts`, for Chainlit
-    auth.py           how a person signs in → people.py, greeting.py, secret.py, owning.py
+    auth.py           how a person signs in → people.py, greeting.py, secret.py
+    owning.py         what is somebody's own: routes that need more than Chainlit does
     limits.py         how much one person may ask, and guess
     server.py         routes, security headers, no other host → gates.py, sockets.py
     pages.py          the table, a row and a sync beside the chat → accents.py, download.py
@@ -32,7 +33,7 @@ from rag.accounts import Accounts
 from rag.errors import RagError
 from rag.metrics import Metrics
 from rag.settings import Settings, table_name
-from rag.web import download, pages, server
+from rag.web import download, owning, pages, server
 from rag.web.auth import install_auth
 from rag.web.callbacks import Callbacks, Parts
 from rag.web.composer import Composer
@@ -75,7 +76,7 @@ def serve(settings: Settings, core: Core) -> None:
     """
     web, named = settings.web, title(settings)
     accounts = Accounts(web.database_url)
-    install_auth(web, accounts, host=config.run.host)
+    owning.install(install_auth(web, accounts, host=config.run.host), accounts)
     history = History(accounts)
     cl.data_layer(lambda: history)
     metrics, conversations = Metrics(), Conversations()

@@ -30,7 +30,7 @@ from starlette.requests import HTTPConnection
 from rag.accounts import Accounts
 from rag.errors import AccountsError
 from rag.settings import WebSettings
-from rag.web import owning, people
+from rag.web import people
 from rag.web.gates import is_forwarded, is_loopback
 from rag.web.people import LOCAL, Person
 from rag.web.secret import prepare_cookie
@@ -49,8 +49,10 @@ _AWAY = "The users cannot be read at the moment; please try again in a while."
 _log = logging.getLogger(__name__)
 
 
-def install_auth(settings: WebSettings, accounts: Accounts, *, host: str) -> None:
+def install_auth(settings: WebSettings, accounts: Accounts, *, host: str) -> Auth:
     """Make Chainlit ask who somebody is; safe to call again, as `chainlit run -w` does.
+
+    The way that it returns is what `owning` needs for its routes.
 
     Args:
         settings: Which way, the proxy's header and the admins.
@@ -71,7 +73,7 @@ def install_auth(settings: WebSettings, accounts: Accounts, *, host: str) -> Non
             "who may."
         )
     auth.register()
-    owning.install(auth, accounts)
+    return auth
 
 
 class Auth:

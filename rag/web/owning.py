@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import chainlit.server
 from chainlit.auth import get_current_user
@@ -20,10 +20,8 @@ from fastapi.responses import JSONResponse, Response
 
 from rag.accounts import Accounts
 from rag.errors import AccountsError
+from rag.web.auth import Auth
 from rag.web.limits import Throttle
-
-if TYPE_CHECKING:  # it installs these
-    from rag.web.auth import Auth
 
 SWITCHED_OFF = (
     ("POST", "/project/file"),  # Chainlit reads the whole body before it says so
