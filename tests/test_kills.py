@@ -175,11 +175,22 @@ def test_the_old_index_answers_until_the_new_one_is_complete(world: World) -> No
 def test_two_syncs_at_once_both_end_right(world: World) -> None:
     rows = {f"k{i}": f"text {i}" for i in range(300)}
     world.write(frame(rows))
-    both = [Killed(world) for _ in range(2)]
-    outputs = [k.process.communicate()[0] for k in both]
-    assert [k.process.returncode for k in both] == [0, 0]
-    assert sum(o.count("embedded") for o in outputs) == 300
-    assert any("waiting for the sync of process" in o for o in outputs)
+    first = Killed(world)
+    assert first.wait_for("embedded")
+    os.kill(first.process.pid, signal.SIGSTOP)  # or it might end before the second has begun
+    try:
+        second = Killed(world)
+        assert second.process.stdout is not None
+        for said in second.process.stdout:
+            if said.startswith(f"waiting for the sync of process {first.process.pid} on "):
+                break
+        else:
+            pytest.fail("the second sync did not wait for the first")
+    finally:
+        os.kill(first.process.pid, signal.SIGCONT)
+    outputs = [k.process.communicate()[0] for k in (first, second)]
+    assert [k.process.returncode for k in (first, second)] == [0, 0]
+    assert [o.count("embedded") for o in outputs] == [299, 0]
     assert texts(world) == rows
 
 

@@ -303,10 +303,15 @@ async def test_stop_before_the_first_word(server: Server, cookie: str, what: str
 
 @contextlib.asynccontextmanager
 async def left_while(
-    server: Server, cookie: str, question: str, *, is_far: Callable[[Tab], Any]
+    server: Server,
+    cookie: str,
+    question: str,
+    *,
+    is_far: Callable[[Tab], Any],
+    session_id: str | None = None,
 ) -> AsyncIterator[str]:
     """Ask, and close the page once it is so far; give the conversation."""
-    async with tab(server, cookie) as page:
+    async with tab(server, cookie, session_id=session_id) as page:
         await page.ask(question)
         thread = await page.thread()
         await page.until(lambda: is_far(page))
@@ -380,11 +385,10 @@ async def test_a_page_that_lost_the_network_has_all_of_it_again(
     server: Server, cookie: str
 ) -> None:
     session = str(uuid.uuid4())
-    async with tab(server, cookie, session_id=session) as page:
-        await page.ask("A long one")
-        thread = await page.thread()
-        await page.until(lambda: has_words(page))
-    async with tab(server, cookie, session_id=session) as page:
+    async with (
+        left_while(server, cookie, "A long one", is_far=has_words, session_id=session) as thread,
+        tab(server, cookie, session_id=session) as page,
+    ):
         await page.until(lambda: not is_idle(page))
         await page.until(lambda: is_idle(page))
         assert answers(page)[-1].count("word") == LONG.count("word")
@@ -431,11 +435,10 @@ async def test_a_page_that_came_back_is_still_looking_when_another_leaves(
 ) -> None:
     (server.folder / "pace").write_text("0.015")
     session = str(uuid.uuid4())
-    async with tab(server, cookie, session_id=session) as page:
-        await page.ask("A long one")
-        thread = await page.thread()
-        await page.until(lambda: has_words(page))
-    async with tab(server, cookie, session_id=session) as page:
+    async with (
+        left_while(server, cookie, "A long one", is_far=has_words, session_id=session) as thread,
+        tab(server, cookie, session_id=session) as page,
+    ):
         async with tab(server, cookie, thread_id=thread) as other:
             await other.until(lambda: other.named("resume_thread"))
         (server.folder / "pace").write_text("0.005")

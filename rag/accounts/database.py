@@ -115,7 +115,7 @@ class Database:
                                 text(f"SELECT pg_advisory_xact_lock({_OPENING})")
                             )
                         await connection.run_sync(self._create_tables)
-                except BaseException:
+                except BaseException:  # also when cancelled: its connections would stay open
                     await engine.dispose()
                     raise
                 self._engine = engine

@@ -75,8 +75,9 @@ class Answer:
         for removed in self._removed:
             await emitter.delete_step(removed)
         for step in (self._step, self._note, self._message, self._error):
-            is_there = step is not None and (step is self._step or bool(step.content))
-            if step is not None and is_there and not self._is_removed(step.id):
+            if step is None or self._is_removed(step.id):
+                continue
+            if step is self._step or step.content:  # a message is shown from its first word on
                 await emitter.send_step(step.to_dict())
         if self._cards is not None:
             await emitter.send_element(self._cards.to_dict())
