@@ -18,6 +18,7 @@ import pytest
 from conftest import World
 from fakes import _vector
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
+from processes import eventually
 
 from rag.mirror import n_staged
 
@@ -164,7 +165,8 @@ def test_the_old_index_answers_until_the_new_one_is_complete(world: World) -> No
     switching.process.wait()
     assert switching.process.stdout is not None
     switching.process.stdout.close()
-    time.sleep(0.5)
+    n_seen = len(seen)
+    eventually(lambda: len(seen) > n_seen + 1)  # a reading that began after the switch
     stop.set()
     reading.join()
     assert seen[0] == "old"

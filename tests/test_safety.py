@@ -306,7 +306,7 @@ async def conversation(server: Server, client: httpx.Client, text: str) -> dict[
     async with tab(server, cookies(client)) as page:
         await page.asked(text)
         thread_id = await page.thread()
-    for _ in range(200):
+    for _ in range(600):
         found = client.get(f"/project/thread/{thread_id}")
         kinds = [s["type"] for s in found.json().get("steps", [])]
         if "assistant_message" in kinds and "run" in kinds:
@@ -478,7 +478,7 @@ async def test_a_page_cannot_speak_for_the_chat(server: Server, ann: httpx.Clien
         await page.until(lambda: page.texts)
         thread = await page.thread()
     steps: list[dict[str, Any]] = []
-    for _ in range(200):
+    for _ in range(600):
         steps = ann.get(f"/project/thread/{thread}").json()["steps"]
         if any(s["id"] == asked for s in steps):
             break

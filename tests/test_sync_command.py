@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import polars as pl
 import pytest
 import tiny_e5
 from deltalake import DeltaTable, write_deltalake
+from processes import eventually
 from test_cli import run
 
 import rag
@@ -122,12 +122,14 @@ def test_a_new_template_refuses_until_it_is_built(here: Path) -> None:
 
 
 def test_following_mirrors_each_new_version(here: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rag", "sync", "--follow", "--every", "0.2s", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    told = Path("told")
+    with told.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rag", "sync", "--follow", "--every", "0.2s", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
     assert process.stdout is not None
 
     def report() -> dict[str, int]:
@@ -137,15 +139,14 @@ def test_following_mirrors_each_new_version(here: Path) -> None:
     append(d="green")
     assert report()["n_added"] == 1
     Path("table").rename("away")
-    time.sleep(0.5)
+    eventually(lambda: "no Delta table at 'table'" in " ".join(told.read_text().split()))
     Path("away").rename("table")
     append(e="grey")
     assert report()["table_version"] == 2
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "no Delta table at 'table'" in " ".join(told.split())
-    assert "Stopped. The index answers as it is." in told
+    assert "Stopped. The index answers as it is." in told.read_text()
 
 
 @pytest.mark.parametrize(

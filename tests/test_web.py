@@ -34,6 +34,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from markdown_it import MarkdownIt
+from processes import eventually
 from scripted_app import (
     ANSWER,
     HITS,
@@ -427,12 +428,8 @@ async def test_stop_keeps_the_partial_answer_and_stops_the_model(open_page) -> N
     assert answer.endswith(" _(stopped)_")
     assert page.cards()["is_done"]
     # the thread of the model remembers its turn as the last thing it does
-    assert await asyncio.to_thread(_soon, lambda: bool(made.chat_history))
+    await asyncio.to_thread(eventually, lambda: made.chat_history)
     assert len(made.chat_history[-1].content.split()) < len(LONG.split())
-
-
-def _soon(is_so: Callable[[], bool]) -> bool:
-    return any(is_so() or time.sleep(0.01) for _ in range(500))
 
 
 class HangingRetriever(FixedRetriever):

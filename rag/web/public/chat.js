@@ -137,11 +137,14 @@
     if (isLooking) return;
     isLooking = true;
     clearTimeout(nextLook);
-    // without a composer nobody is signed in, or the page is another
-    if (!document.hidden && document.getElementById('message-composer')) await ask();
-    const isBuilding = standing && (standing.building || standing.version === null);
-    nextLook = setTimeout(look, isBuilding ? BUILDING_MS : REFRESH_MS);
-    isLooking = false;
+    try {
+      // without a composer nobody is signed in, or the page is another
+      if (!document.hidden && document.getElementById('message-composer')) await ask();
+    } finally {
+      const isBuilding = standing && (standing.building || standing.version === null);
+      nextLook = setTimeout(look, isBuilding ? BUILDING_MS : REFRESH_MS);
+      isLooking = false;
+    }
   };
 
   const sync = async () => {
