@@ -4,17 +4,24 @@ Knows threads and asyncio; does not know what is generated. `stop` is the genera
 end: it is set when the reader closes the stream, is cancelled or has read everything, so nothing
 goes on working for nobody. A reader that never comes back holds nothing up: the generator
 runs on to its end.
+
+At the interpreter's end the threads are stopped and waited for. Until Python 3.14 a daemon thread
+that comes back to Python then is ended wherever it is, and inside a library in Rust (pydantic's)
+that aborts the process: "FATAL: exception not rethrown". Source: a core dump, CPython 3.11.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
 Make = Callable[[threading.Event], Iterator[T]]
@@ -22,6 +29,8 @@ Make = Callable[[threading.Event], Iterator[T]]
 
 _JOIN_S = 5.0
 """A stopped answer ends within one token; this is for one that does not."""
+_EXIT_S = 1.0
+_POLL_S = 0.002
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,25 @@ async def in_thread(make: Make[T], stop: threading.Event | None = None) -> Async
         await asyncio.shield(asyncio.to_thread(thread.join, _JOIN_S))
 
 
+def wait_for(threads: Iterable[threading.Thread], seconds: float) -> None:
+    """Wait until the threads have ended, or for so long."""
+    waited, until = list(threads), time.monotonic() + seconds
+    # not `join`, which refuses a thread that Python did not start
+    while any(thread.is_alive() for thread in waited) and time.monotonic() < until:
+        time.sleep(_POLL_S)
+
+
+_running: WeakKeyDictionary[threading.Thread, threading.Event] = WeakKeyDictionary()
+
+
+@atexit.register
+def _stop_all() -> None:
+    running = dict(_running)
+    for stop in running.values():
+        stop.set()
+    wait_for(running, _EXIT_S)
+
+
 def _start(
     make: Make[T], put: Callable[[_Item[T] | _End], None], stop: threading.Event
 ) -> tuple[threading.Event, threading.Thread]:
@@ -100,6 +128,7 @@ def _start(
         put(_End(error))
 
     thread = threading.Thread(target=work, name="rag-stream", daemon=True)
+    _running[thread] = stop
     thread.start()
     return stop, thread
 

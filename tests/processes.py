@@ -1,14 +1,18 @@
-"""Other processes for tests: real ones, forked from a server that has everything imported."""
+"""Other processes for tests: real ones; most are forked from a server that has it all imported."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["rag.mirror", "rag.store", "pytest", "blockbuster"])
@@ -50,6 +54,17 @@ def elsewhere(function: Callable[..., None], *args: object) -> Iterator[Other]:
     finally:
         other.kill()
         ours.close()
+
+
+def run_alone(script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script to its end in an interpreter of its own, which finds the modules beside this."""
+    head = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
+    return subprocess.run(
+        [sys.executable, "-c", head + textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def eventually(found: Callable[[], object], seconds: float = 30) -> None:

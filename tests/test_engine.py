@@ -8,9 +8,6 @@ import gc
 import itertools
 import os
 import random
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 import weakref
@@ -26,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cpp import Llama
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from processes import run_alone
 from tiny_gguf import TinyModel, write_gguf
 
 from rag.errors import ModelError, WeightsError
@@ -539,16 +537,6 @@ def test_memory_after_500_turns_is_that_after_50(talker: GgufLLM) -> None:
     assert rss_growth(talker, n_first=50, n_all=500) < 0.05
 
 
-def run_alone(script: str) -> subprocess.CompletedProcess[str]:
-    head = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
-    return subprocess.run(
-        [sys.executable, "-c", head + textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def test_the_process_ends_while_threads_still_count_and_answer() -> None:
     ended = run_alone(
         """
@@ -573,6 +561,34 @@ def test_the_process_ends_while_threads_still_count_and_answer() -> None:
         """
     )
     assert ended.returncode == 0, ended.stderr[-500:]
+
+
+def test_the_end_of_the_interpreter_waits_for_those_who_read() -> None:
+    """One that was ended inside pydantic's Rust would abort the process."""
+    ended = run_alone(
+        """
+        import threading, time
+        from fakes import smollm2_file
+        from rag.llm.local.gguf import GgufLLM
+
+        llm = GgufLLM(smollm2_file(), name="x", n_ctx=512, prompt_lookup="off")
+        begun = threading.Event()
+
+        def read():
+            for reply in llm.stream_complete("the red fox", max_tokens=500):
+                if reply.delta:  # else it says who comes first
+                    begun.set()
+                if (reply.raw or {}).get("finish_reason") == "cancelled":
+                    time.sleep(0.3)
+            print("read to its end", flush=True)
+
+        for _ in range(2):  # one of them waits for its turn
+            threading.Thread(target=read, daemon=True).start()
+        begun.wait()
+        """
+    )
+    assert ended.stdout == "read to its end\n", ended.stderr[-500:]
+    assert ended.returncode == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

@@ -18,7 +18,7 @@ import pytest
 from blockbuster import BlockBuster
 from fake_llm_server import FakeLlmServer, Handler
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
-from processes import eventually
+from processes import eventually, run_alone
 
 from rag.errors import ModelError
 from rag.llm.call import Caller
@@ -521,6 +521,31 @@ def test_closing_at_any_moment_leaves_nobody_waiting() -> None:
                 thread.join(30)
                 assert not thread.is_alive()
     assert odd == []
+
+
+def test_the_end_of_the_interpreter_ends_the_requests() -> None:
+    def endless(handler: Handler) -> None:
+        handler.begin()
+        handler.delta("a")
+        handler.wait_until_gone()
+
+    with FakeLlmServer(endless) as server:
+        ended = run_alone(
+            f"""
+            import atexit, threading
+
+            @atexit.register  # the first, so it runs last
+            def tell():
+                print("rag-model-server" in [t.name for t in threading.enumerate()])
+
+            from rag.llm.remote.server import ServerLLM
+
+            llm = ServerLLM({server.url!r}, model="only", timeout_s=60)
+            stream = llm.stream_complete("Hello")
+            print(next(stream).delta)
+            """
+        )
+    assert (ended.stdout, ended.returncode) == ("a\nFalse\n", 0), ended.stderr[-500:]
 
 
 # --- stopping ---

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from blockbuster import BlockBuster
+from processes import run_alone
 
 from rag.streaming import in_thread, run_ahead
 
@@ -84,3 +85,26 @@ async def test_a_failure_is_raised_in_the_reader() -> None:
             pass
     with pytest.raises(LookupError, match="inside"):
         list(run_ahead(failing))
+
+
+def test_the_end_of_the_interpreter_waits_for_what_runs() -> None:
+    """A thread that was ended inside pydantic's Rust would abort the process."""
+    ended = run_alone(
+        """
+        import time
+        from rag.streaming import run_ahead
+
+        def numbers(stop):
+            try:
+                while not stop.is_set():
+                    yield 1
+                    time.sleep(0.001)
+            finally:
+                time.sleep(0.3)
+                print("ended", flush=True)
+
+        items = run_ahead(numbers)
+        next(items)
+        """
+    )
+    assert (ended.stdout, ended.returncode) == ("ended\n", 0), ended.stderr[-500:]

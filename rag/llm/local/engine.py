@@ -6,6 +6,7 @@ Knows tokens in and text out; knows neither LlamaIndex nor chat.
 from __future__ import annotations
 
 import queue
+import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -83,6 +84,8 @@ class Engine:
     def _queued(self, request: Request, stop: Stop | None) -> Steps:
         ticket = self._queue.join(request.caller.user)
         job: Job | None = None
+        reader = threading.current_thread()
+        self._runner.readers.append(reader)
         try:
             yield from ticket.waits(stop)
             if stop is not None and stop.is_set():
@@ -98,6 +101,7 @@ class Engine:
                 ticket.leave()
             else:
                 self._runner.cancel(job)  # one that has ended stays as it is
+            self._runner.readers.remove(reader)
 
     def _read(self, job: Job, stop: Stop | None) -> Iterator[Step]:
         last = Step("", "", None, len(job.request.prompt), 0)

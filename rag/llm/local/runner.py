@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import queue
 import threading
 import time
@@ -27,6 +28,7 @@ from rag.llm.local.conversations import Conversations
 from rag.llm.local.lookup import N_DRAFT, Lookup
 from rag.llm.local.tokens import Tokens
 from rag.llm.replies import FinishReason, Options, Step
+from rag.streaming import wait_for
 
 PromptLookup = Literal["auto", "on", "off"]
 
@@ -121,6 +123,8 @@ class Runner:
         self._is_closed = self._is_leaving = False
         # reentrant: a garbage collection inside may close an abandoned stream, which comes here
         self._lock = threading.RLock()
+        self.readers: list[threading.Thread] = []
+        """The threads that are reading answers, or waiting for their turn."""
         self._thread = threading.Thread(target=self._work, name="rag-llm", daemon=True)
         _running.add(self)
         self._thread.start()
@@ -165,14 +169,18 @@ class Runner:
         return self._thread.is_alive()
 
     def leave(self) -> None:
-        """End what is running and wait for that, a second at most; nothing is freed.
+        """End what is running; wait, a second at most, for that and for whoever reads it.
 
-        At the interpreter's end other threads may still be counting tokens, and the system takes
-        the memory back anyway.
+        Nothing is freed: at the interpreter's end other threads may still be counting tokens, and
+        the system takes the memory back anyway. Why readers are waited for: see `rag.streaming`.
         """
         self._is_leaving = True
+        # whoever dropped the last reference would free it after all, and llama.cpp then logs
+        # through a Python function that may be gone: a crash
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._context))
+        readers = [reader for reader in self.readers if reader.daemon]  # the others have ended
         self.close()
-        self._thread.join(_CLOSE_S)
+        wait_for([self._thread, *readers], _CLOSE_S)
 
     def _work(self) -> None:
         try:

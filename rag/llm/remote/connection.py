@@ -8,6 +8,7 @@ cancelling closes the connection, by which the server notices that nobody listen
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import ipaddress
 import json
@@ -28,6 +29,7 @@ from rag.errors import ModelError
 from rag.llm.call import Stop
 from rag.llm.remote.client import HttpClient, whole_within
 from rag.llm.remote.refusals import Place, Unreadable, is_lost, refused, translated
+from rag.streaming import wait_for
 
 Open = Callable[[AsyncOpenAI], AbstractAsyncContextManager[AsyncAPIResponse[Any]]]
 """Begins a streaming request."""
@@ -113,11 +115,14 @@ class Connection:
         )
         self._loop = asyncio.new_event_loop()
         self._door = _Door()
-        threading.Thread(
+        self.thread = threading.Thread(
             target=_run, args=(self._loop,), name="rag-model-server", daemon=True
-        ).start()
+        )
+        """The thread of all requests."""
+        self.thread.start()
         self.close = weakref.finalize(self, _close, self._loop, self._http, self._door)
         """End all requests and the thread, at once; safe to call twice."""
+        _open.add(self)
 
     def events(self, begin: Open, stop: Stop | None) -> Generator[dict[str, Any], None, None]:
         """Yield the events of a streaming request; end early, and close it, once `stop` is set.
@@ -295,6 +300,18 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+_open: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Leave no thread at its requests while the interpreter takes itself apart."""
+    connections = list(_open)
+    for connection in connections:
+        connection.close()
+    wait_for((connection.thread for connection in connections), _CLOSE_S)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
