@@ -177,6 +177,16 @@ def test_the_old_index_answers_until_the_new_one_is_complete(world: World) -> No
 def test_two_syncs_at_once_both_end_right(world: World) -> None:
     rows = {f"k{i}": f"text {i}" for i in range(300)}
     world.write(frame(rows))
+    both = [Killed(world) for _ in range(2)]
+    outputs = [k.process.communicate()[0] for k in both]
+    assert [k.process.returncode for k in both] == [0, 0]
+    assert sum(o.count("embedded") for o in outputs) == 300
+    assert texts(world) == rows
+
+
+def test_a_second_sync_waits_for_the_first(world: World) -> None:
+    rows = {f"k{i}": f"text {i}" for i in range(300)}
+    world.write(frame(rows))
     first = Killed(world)
     assert first.wait_for("embedded")
     os.kill(first.process.pid, signal.SIGSTOP)  # or it might end before the second has begun

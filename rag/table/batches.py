@@ -57,11 +57,9 @@ def frames(
         try:
             batches = batches or iter(read())
             batch = next(batches, None)
-        # a missing or damaged file surfaces as a bare Exception of the Arrow C interface
-        except Exception as e:
+        except Exception as e:  # so the Arrow C interface tells of a missing or damaged file
             raise unreadable(e) from e
-        # Rust's panics are no Exception
-        except BaseException as e:
+        except BaseException as e:  # Rust's panics are no Exception
             if type(e).__name__ != "PanicException":
                 raise
             raise unreadable(e) from e
